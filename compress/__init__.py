@@ -1,0 +1,1 @@
+"""A transformer and a piece of hardware in, a verified smaller engine out."""

@@ -1,0 +1,132 @@
+"""The model between two passes, in memory and on disk.
+
+On disk an artifact is a Hugging Face folder that plain `from_pretrained` opens, plus `compress.json` (task, lineage,
+the shape of every mask, the digest of every file) and the masks, bit-packed, in `masks.safetensors`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compress import files, loading, tree
+from compress.contracts import Task
+from compress.errors import BadModel, BrokenPromise, Tampered
+
+CARD = "compress.json"
+MASKS = "masks.safetensors"
+SHARD = "1800MB"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One line of the lineage: which plug-in, with which settings, and what it noted."""
+
+    use: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What flows between passes.
+
+    Attributes:
+        model: the task model, linears always `[out, in]`; moved into a pass.
+        tokenizer: its tokenizer.
+        task: what the model is for.
+        masks: per linear, bool `[out, in]`, True = kept; stored, never inferred from zeros.
+        lineage: the steps that made it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task = "causal-lm"
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    lineage: tuple[Step, ...] = ()
+
+    def after(self, step: Step | None = None, **changes: Any) -> Artifact:
+        """Return the artifact with some fields replaced and, when given, a step added to its lineage."""
+        lineage = (*self.lineage, step) if step else self.lineage
+        return dataclasses.replace(self, lineage=lineage, **changes)
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact into an existing, empty folder.
+
+        Raises:
+            BrokenPromise: a weight under a mask is not zero where the mask prunes.
+        """
+        linears = tree.block_linears(self.model)
+        for name, mask in self.masks.items():
+            if torch.any(linears[name].weight.detach()[~mask.to(linears[name].weight.device)] != 0):
+                raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
+        with files.disk_errors(folder):
+            self.model.save_pretrained(folder, state_dict=tree.stored_state(self.model), max_shard_size=SHARD)
+            self.tokenizer.save_pretrained(folder)
+            if self.masks:
+                packed = {n: np.packbits(m.cpu().numpy(), axis=1) for n, m in sorted(self.masks.items())}
+                save_file(packed, folder / MASKS)
+        card = {
+            "format": _FORMAT,
+            "task": self.task,
+            "masks": {n: list(m.shape) for n, m in sorted(self.masks.items())},
+            "lineage": [dataclasses.asdict(s) for s in self.lineage],
+            "files": files.digests(folder),
+        }
+        files.write_json(folder / CARD, card)
+
+    @staticmethod
+    def load(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Artifact:
+        """Open what `save` wrote, after checking every file against its digest.
+
+        Raises:
+            BadModel: the folder is no artifact.
+            Tampered: a file is missing or differs.
+        """
+        card = read_card(folder)
+        check(folder)
+        model, tokenizer = loading.open_folder(folder, card["task"], trust_remote_code=trust_remote_code, dtype=dtype)
+        packed = load_file(folder / MASKS) if card["masks"] else {}
+        masks = {
+            n: torch.from_numpy(np.unpackbits(packed[n], axis=1, count=shape[1]).astype(bool))
+            for n, shape in card["masks"].items()
+        }
+        lineage = tuple(Step(use=s["use"], settings=s["settings"], notes=tuple(s["notes"])) for s in card["lineage"])
+        return Artifact(model=model, tokenizer=tokenizer, task=card["task"], masks=masks, lineage=lineage)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the content of `compress.json`."""
+    try:
+        card: dict[str, Any] = files.read_json(folder / CARD)
+    except FileNotFoundError:
+        raise BadModel(f"{folder}: no {CARD} in it, so it is no artifact of compress") from None
+    except ValueError as error:
+        raise Tampered(f"{folder / CARD}: not readable as JSON ({error}); delete the folder and run again") from None
+    return card
+
+
+def check(folder: Path) -> None:
+    """Raise `Tampered` unless every recorded file is there with its recorded bytes."""
+    for name, digest in read_card(folder)["files"].items():
+        path = folder / name
+        if not path.is_file() or files.sha256(path) != digest:
+            what = "was changed" if path.is_file() else "is missing"
+            raise Tampered(
+                f"{path}: {what} after it was written (its digest differs from {CARD}); delete {folder} to make it anew"
+            )
+
+
+def digest(folder: Path) -> str:
+    """Return the artifact's digest: that of its card, which holds the digest of every other file."""
+    return files.sha256(folder / CARD)

@@ -1,0 +1,90 @@
+"""What a pass may reach beside its artifact: device, seed, data, its own folder, the report and the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from compress.data import Source
+    from compress.engines import Engines
+
+
+class Bar(Protocol):
+    """A running inner bar."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Move the bar."""
+
+    def show(self, text: str) -> None:
+        """Show a short text beside the bar, such as the last loss."""
+
+
+class Report(Protocol):
+    """Where a step tells what it does; measured values never enter a digest."""
+
+    def bar(self, what: str, total: int, done: int = 0) -> Any:
+        """Return a context manager that yields a `Bar`."""
+
+    def note(self, text: str) -> None:
+        """Print a line that also stays in the lineage of the step: a fallback, a choice, a surprise."""
+
+    def record(self, name: str, value: Any) -> None:
+        """Keep a measured figure, or append to a curve, under `name` in the step's `measured.json`."""
+
+
+@dataclass(kw_only=True)
+class QuietReport:
+    """A report that only remembers: for the Python face and for tests."""
+
+    notes: list[str] = field(default_factory=list)
+    measured: dict[str, list[Any]] = field(default_factory=dict)
+
+    @contextmanager
+    def bar(self, what: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Yield a bar that shows nothing."""
+        yield _Silent()
+
+    def note(self, text: str) -> None:
+        """Remember the note."""
+        self.notes.append(text)
+
+    def record(self, name: str, value: Any) -> None:
+        """Remember the figure."""
+        self.measured.setdefault(name, []).append(value)
+
+
+class _Silent:
+    def advance(self, amount: int = 1) -> None:
+        """Do nothing."""
+
+    def show(self, text: str) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One step's surroundings.
+
+    Attributes:
+        device: where tensors live while the pass works.
+        dtype: the precision in which it computes.
+        seed: of everything random in the step.
+        folder: the step's own folder for checkpoints; survives a kill, vanishes when the step is finished.
+        data: the sources by role (`calibration`, `training`); only those that the pass declares.
+        report: where progress, notes and figures go.
+        engines: the one way to an engine.
+    """
+
+    folder: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    data: dict[str, Source] = field(default_factory=dict)
+    report: Report = field(default_factory=QuietReport)
+    engines: Engines | None = None

@@ -1,0 +1,209 @@
+"""What the ground calls: settings, facts, passes, exporters and engines.
+
+A plug-in is one file that holds one subclass of `Pass` or `Exporter`; its module docstring is its card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compress.artifact import Artifact
+    from compress.context import Context
+
+Task = Literal["causal-lm", "classification", "regression", "embedding"]
+DataUse = Literal["calibration", "training"]
+
+
+class Settings(BaseModel):
+    """A frozen table of the pipeline file; unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PassSettings(Settings):
+    """What every pass takes: which linears of the blocks it works on."""
+
+    include: tuple[str, ...] = Field(
+        (), description="name patterns (fnmatch, or any part of the name) of the linears to work on; empty = all"
+    )
+    exclude: tuple[str, ...] = Field((), description="name patterns of the linears to leave alone")
+
+
+class Target(Settings):
+    """What the engine is for: a runtime on a device, and the request whose latency counts."""
+
+    name: str = Field("cpu", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the engine folder")
+    runtime: str = Field("onnxruntime", description="the runtime that loads the engine")
+    device: str = Field("cpu", description="cpu or cuda")
+    threads: int = Field(1, ge=1, description="threads of one operator")
+    batch: int = Field(1, ge=1, description="sequences at once")
+    prompt: int = Field(128, ge=1, description="prompt tokens")
+    generate: int = Field(64, ge=0, description="generated tokens (0 for encoders)")
+    precision: Literal["fp32", "fp16"] = Field("fp32", description="floating-point type of the graph")
+
+
+@dataclass(frozen=True)
+class MaskFact:
+    """What is known of one linear's mask before anything ran: the pattern and the share of zeros."""
+
+    pattern: str
+    sparsity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the model at one point of the pipeline, from configuration and settings alone."""
+
+    family: str
+    task: Task
+    tied: bool
+    shapes: Mapping[str, tuple[int, int]]  # block linears: name -> (out, in)
+    biases: Mapping[str, int]  # every bias of the model: parameter name -> elements
+    norms: Mapping[str, int]  # every norm parameter but biases: parameter name -> elements
+    head: tuple[str, tuple[int, int]] | None
+    parameters: int
+    vocabulary: int
+    positions: int | None  # longest sequence the model takes; None = no limit of its own
+    blocks: int
+    masks: Mapping[str, MaskFact] = field(default_factory=dict)
+    trained: bool = False
+
+    def after(self, **changes: Any) -> Facts:
+        """Return a copy with some facts replaced."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a step will cost: trainable parameters, peak memory and disk in MiB, seconds."""
+
+    trainable: int = 0
+    peak_mib: float = 0.0
+    disk_mib: float = 0.0
+    seconds: float = 0.0
+
+
+class Pass(ABC):
+    """One step from artifact to artifact.
+
+    A subclass sets `Settings`, declares in `uses` which data it reads (so that the cache notices when they change)
+    and implements `run`.
+    """
+
+    Settings: ClassVar[type[PassSettings]] = PassSettings
+    uses: ClassVar[frozenset[DataUse]] = frozenset()
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def data_uses(self) -> frozenset[DataUse]:
+        """Return which data these settings read; a subset of `uses`."""
+        return self.uses
+
+    def plan(self, facts: Facts) -> Facts:
+        """Return the facts after this pass, or raise `BadSettings` when it cannot work on such a model."""
+        return facts
+
+    def estimate(self, facts: Facts) -> Estimate:
+        """Return what the pass will cost on a model with these facts."""
+        bytes_ = 4 * facts.parameters
+        return Estimate(peak_mib=bytes_ / 2**20, disk_mib=bytes_ / 2**20, seconds=bytes_ / 1e9)
+
+    @abstractmethod
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Return the changed artifact; the given one's model may be changed in place and must not be used again."""
+
+    def ensures(self, before: Artifact, after: Artifact) -> None:
+        """Raise `BrokenPromise` unless `after` is what this pass declares, `before` being its cached input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What an exporter wrote: the files, and the facts that `engine.json` carries."""
+
+    files: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Exporter(ABC):
+    """One way from an artifact to a folder that something else opens."""
+
+    Settings: ClassVar[type[Settings]] = Settings
+    runtimes: ClassVar[tuple[str, ...]] = ()  # of `Target.runtime`, those that open what this writes
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def available(self) -> str | None:
+        """Return why this exporter cannot work here, or None."""
+        return None
+
+    def plan(self, facts: Facts, target: Target | None) -> None:
+        """Raise `BadSettings` when such a model cannot be exported for the target."""
+
+    @abstractmethod
+    def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
+        """Write the artifact into the (existing, empty) folder."""
+
+    def open(self, folder: Path, target: Target) -> Engine:
+        """Open what `export` wrote; only for exporters with runtimes."""
+        raise TypeError(f"{type(self).__name__} writes no engine")
+
+
+Past = Sequence[tuple["np.ndarray", "np.ndarray"]]
+
+
+class Engine(ABC):
+    """A loaded engine: arrays in, arrays out, nothing of torch.
+
+    Attributes:
+        manifest: the content of `engine.json`.
+    """
+
+    manifest: Mapping[str, Any]
+
+    @abstractmethod
+    def step(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, past: Past
+    ) -> tuple[np.ndarray, Past]:
+        """Run a decoder over new tokens.
+
+        Args:
+            input_ids: int64 [batch, new].
+            attention_mask: int64 [batch, past + new], 0 = padding.
+            position_ids: int64 [batch, new].
+            past: one (key, value) pair of [batch, kv_heads, past, head_dim] per layer that has attention.
+
+        Returns:
+            logits float [batch, new, vocabulary] and the new past.
+        """
+
+    @abstractmethod
+    def encode(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Run an encoder: int64 [batch, tokens] twice -> float [batch, labels or hidden]."""
+
+    @abstractmethod
+    def empty_past(self, batch: int) -> Past:
+        """Return the past of length 0."""
+
+    @abstractmethod
+    def providers(self) -> tuple[str, ...]:
+        """Return the execution providers really used."""
+
+    def kernels(self) -> Mapping[str, str]:
+        """Return the kernel chosen per layer where the runtime tells, else an empty table."""
+        return {}
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engine's memory."""

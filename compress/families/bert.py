@@ -1,0 +1,16 @@
+"""BERT: an encoder, LayerNorm after attention and FFN, biases everywhere."""
+
+from compress.families import Family
+
+FAMILY = Family(
+    name="bert",
+    model_types=("bert",),
+    decoder=False,
+    backbone="bert",
+    blocks="encoder.layer",
+    attention="attention",
+    ffn=("intermediate", "output"),
+    qkvo=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    up=("intermediate.dense",),
+    down="output.dense",
+)

@@ -1,0 +1,18 @@
+"""GPT-2: LayerNorm, learned positions, fused query-key-value; linears stored as Conv1D `[in, out]`."""
+
+from compress.families import Family
+
+FAMILY = Family(
+    name="gpt2",
+    model_types=("gpt2",),
+    decoder=True,
+    backbone="transformer",
+    blocks="h",
+    attention="attn",
+    ffn=("mlp",),
+    qkvo=("attn.c_attn", "attn.c_proj"),
+    up=("mlp.c_fc",),
+    down="mlp.c_proj",
+    head="lm_head",
+    transposed=True,
+)

@@ -1,0 +1,17 @@
+"""OPT: LayerNorm, learned positions, ReLU FFN directly in the block, biases everywhere."""
+
+from compress.families import Family
+
+FAMILY = Family(
+    name="opt",
+    model_types=("opt",),
+    decoder=True,
+    backbone="model",
+    blocks="decoder.layers",
+    attention="self_attn",
+    ffn=("fc1", "fc2"),
+    qkvo=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+    up=("fc1",),
+    down="fc2",
+    head="lm_head",
+)

@@ -1,0 +1,95 @@
+"""Models that fit in the head: one tiny random model per family, with a tokenizer trained on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from compress import tree
+from compress.artifact import Artifact
+
+torch.set_num_threads(1)
+
+VOCABULARY = 384
+CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "llama-tied", "opt", "gpt2")
+ENCODERS = ("bert", "roberta")
+
+
+def _config(kind: str) -> Any:
+    llama = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    bert = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 130, "pad_token_id": 1,
+    }  # fmt: skip
+    match kind:
+        case "llama":
+            return tf.LlamaConfig(**llama, tie_word_embeddings=False)
+        case "llama-tied":
+            return tf.LlamaConfig(**llama, head_dim=16, tie_word_embeddings=True)
+        case "mistral":
+            return tf.MistralConfig(**llama)
+        case "qwen2":
+            return tf.Qwen2Config(**llama, tie_word_embeddings=True)
+        case "qwen3":
+            return tf.Qwen3Config(**llama, head_dim=16, tie_word_embeddings=True)
+        case "opt":
+            return tf.OPTConfig(
+                vocab_size=VOCABULARY, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=128, word_embed_proj_dim=32, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            )  # fmt: skip
+        case "gpt2":
+            return tf.GPT2Config(
+                vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1
+            )
+        case "bert":
+            return tf.BertConfig(**bert)
+        case "roberta":
+            return tf.RobertaConfig(**bert)
+    raise KeyError(kind)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> tf.PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    bpe.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog; a model is pruned and retrained " * 8], trainer
+    )
+    return tf.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer: tf.PreTrainedTokenizerFast) -> Callable[..., Artifact]:
+    """Return a maker of tiny artifacts: `tiny("llama")`, `tiny("bert", task="classification")`; see CAUSAL, ENCODERS."""
+
+    def make(kind: str = "llama", task: Any = None, seed: int = 0) -> Artifact:
+        torch.manual_seed(seed)
+        config = _config(kind)
+        task = task or ("classification" if kind in ENCODERS else "causal-lm")
+        classes: dict[str, Any] = {
+            "causal-lm": tf.AutoModelForCausalLM,
+            "classification": tf.AutoModelForSequenceClassification,
+            "regression": tf.AutoModelForSequenceClassification,
+            "embedding": tf.AutoModel,
+        }
+        if task == "regression":
+            config.num_labels = 1
+        model = classes[task].from_config(config).eval()
+        tree.linearise_(model)
+        return Artifact(model=model, tokenizer=tokenizer, task=task)
+
+    return make
