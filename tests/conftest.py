@@ -74,7 +74,7 @@ def tokenizer() -> tf.PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny(tokenizer: tf.PreTrainedTokenizerFast) -> Callable[..., Artifact]:
-    """Return a maker of tiny artifacts: `tiny("llama")`, `tiny("bert", task="classification")`; see CAUSAL, ENCODERS."""
+    """Return a maker of tiny artifacts: `tiny("llama")`, `tiny("bert", task="classification")`."""
 
     def make(kind: str = "llama", task: Any = None, seed: int = 0) -> Artifact:
         torch.manual_seed(seed)
