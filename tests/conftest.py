@@ -21,12 +21,12 @@ ENCODERS = ("bert", "roberta")
 
 
 def _config(kind: str) -> Any:
-    llama = {
+    llama: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
-    bert = {
+    bert: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 130, "pad_token_id": 1,
     }  # fmt: skip
@@ -69,7 +69,10 @@ def tokenizer() -> tf.PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         ["the quick brown fox jumps over the lazy dog; a model is pruned and retrained " * 8], trainer
     )
-    return tf.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    made: tf.PreTrainedTokenizerFast = tf.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    return made
 
 
 @pytest.fixture(scope="session")
