@@ -1,0 +1,250 @@
+"""The clock, one stand-alone file for any board: how long engines take, measured so that a busy machine bends nothing.
+
+    python bench.py REFERENCE_FOLDER [ENGINE_FOLDER ...] --batch 1 --prompt 128 --generate 64 --threads 1 --device cpu
+
+Fresh processes load all engines, warm up and alternate blocks of runs of one engine with blocks of the others; the
+first runs of a block, which find another engine's weights in the cache, are dropped.  On one CPU thread the clock is
+that thread's CPU time, which other programs cannot stretch; elsewhere it is the wall.  `ratio` is time over the first
+engine's time (0.5 = twice as fast), with a 95 % bootstrap interval over processes and rounds of adjacent blocks.
+
+    prefill   one run over the prompt, nothing cached
+    decode    one new token per sequence after a past of `prompt` tokens
+    request   prefill + generate * decode
+    memory    resident memory that a fresh process gains, at its peak, by loading the engine and serving a request
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnxruntime as ort
+
+WARMUPS, DROP, KEEP, ROUNDS = 15, 3, 20, (5, 25)  # runs; runs; runs; fewest and most blocks of an engine
+PREEMPTED, SPREAD, WIDTH, FEW = 1.15, 0.25, 0.10, 100  # wall / CPU; blocks; ratio's interval; runs: beyond = flagged
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TYPES = {"tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(float)": "f4", "tensor(float16)": "f2"}
+TEXT = {".json", ".py", ".txt", ".md", ".jinja"}  # suffixes of what is not the engine itself
+Block = dict[str, list[float]]  # CPU and wall seconds of each kept run of a block
+
+
+def fault(message: str, reason: object = "") -> NoReturn:
+    """End with one line about what the user can mend (exit status 2)."""
+    print(" ".join(f"bench: {message} {reason}".split("\n")[0].split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def open_engine(folder: Path, args: argparse.Namespace) -> ort.InferenceSession:
+    """Load the graph of an engine folder on the device that was asked for, and on no other."""
+    options, provider = ort.SessionOptions(), PROVIDERS[args.device]
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = args.threads, 1, 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        graph = folder / json.loads((folder / "engine.json").read_text(encoding="utf-8")).get("graph", "model.onnx")
+        session = ort.InferenceSession(str(graph), options, providers=[provider])
+    except Exception as error:
+        fault(f"{folder}: cannot be loaded as an engine:", error)
+    if (got := session.get_providers()[0]) != provider:
+        fault(f"{graph}: asked for {provider}, got {got}; is it in this onnxruntime, is the driver there?")
+    return session
+
+
+def is_decoder(session: ort.InferenceSession) -> bool:
+    """Return whether the graph writes one token after another: only such a graph takes positions or a past."""
+    return any(i.name == "position_ids" or i.name.startswith("past_key_values.") for i in session.get_inputs())
+
+
+def feeds(session: ort.InferenceSession, batch: int, past: int, new: int) -> dict[str, np.ndarray]:
+    """Return an array for every input of the graph: `new` tokens per sequence after `past` cached ones."""
+    rng = np.random.default_rng(0)
+    vocabulary = session.get_outputs()[0].shape[-1] if is_decoder(session) else None
+    tokens = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 32, (batch, new))
+    arrays = {"input_ids": tokens, "attention_mask": np.ones((batch, past + new)), "token_type_ids": 0 * tokens}
+    arrays["position_ids"] = np.tile(np.arange(past, past + new), (batch, 1))
+    for i in session.get_inputs():
+        if i.name.startswith("past_key_values."):
+            arrays[i.name] = rng.standard_normal((batch, i.shape[1], past, i.shape[3]))
+        elif i.name not in arrays:
+            fault(f"the graph takes an input {i.name!r}, which the clock cannot fill; known: {', '.join(arrays)}")
+    return {i.name: np.ascontiguousarray(arrays[i.name], dtype=TYPES[i.type]) for i in session.get_inputs()}
+
+
+def caller(session: Any, folder: Path, args: argparse.Namespace, past: int, new: int) -> Callable[[], None]:
+    """Return a call that runs the graph once, inputs and outputs staying on the device; try it."""
+    binding = session.io_binding()
+    for name, array in feeds(session, args.batch, past, new).items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, args.device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, args.device)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    try:
+        run()
+    except Exception as error:
+        fault(f"{folder}: cannot run {args.batch} x {new} tokens after {past}:", error)
+    return run
+
+
+def time_blocks(calls: Sequence[Callable[[], None]], seconds: float) -> list[list[Block]]:
+    """Time calls in alternating blocks, by call and round; calls that need over 5 times `seconds` get fewer runs."""
+    lap = [time.perf_counter()]
+    while len(lap) <= WARMUPS and (len(lap) < 3 or lap[-1] - lap[0] < seconds):
+        for call in calls:
+            call()
+        lap.append(time.perf_counter())
+    each, drop, keep = max(lap[-1] - lap[-2], 1e-6), DROP, KEEP  # seconds of one run of every call
+    rounds = int(np.clip(seconds / each / (drop + keep), *ROUNDS))
+    if 5 * seconds < each * rounds * (drop + keep):
+        rounds, drop, keep = 3, 1, int(np.clip(5 * seconds / each / 3 - 1, 2, KEEP))
+    blocks: list[list[Block]] = [[] for _ in calls]
+    for r in range(rounds):
+        for i in range(len(calls))[:: -1 if r % 2 else 1]:
+            ticks = [(time.thread_time(), time.perf_counter())]
+            for _ in range(drop + keep):
+                calls[i]()
+                ticks.append((time.thread_time(), time.perf_counter()))
+            cpu, wall = np.diff(ticks[drop:], axis=0).T.tolist()
+            blocks[i].append({"cpu": cpu, "wall": wall})
+    return blocks
+
+
+def worker_time(args: argparse.Namespace) -> dict[str, Any]:
+    """Time all engines in this process."""
+    opened, ticks = [], [time.perf_counter()]
+    for folder in args.folders:
+        opened.append((open_engine(folder, args), folder))
+        ticks.append(time.perf_counter())
+    decode = {"decode": (args.prompt, 1)} if args.generate and all(is_decoder(s) for s, _ in opened) else {}
+    phases = {"prefill": (0, args.prompt), **decode}
+    blocks = {p: time_blocks([caller(*o, args, *at) for o in opened], args.seconds) for p, at in phases.items()}
+    return {"load_seconds": np.diff(ticks).tolist(), "load_average": os.getloadavg()[0], "phases": blocks}
+
+
+def worker_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Load one engine in this process, run the largest steps of a request, and return the MiB gained at the peak."""
+
+    def resident(field: str) -> float:  # getrusage would report the peak of the process that started this one
+        return int(re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[0]) / 1024
+
+    if not Path("/proc/self/status").exists():
+        return {"memory_mib": None}
+    before, folder = resident("VmRSS"), args.folders[0]
+    caller(session := open_engine(folder, args), folder, args, 0, args.prompt)
+    if args.generate and is_decoder(session):
+        caller(session, folder, args, args.prompt + args.generate - 1, 1)
+    return {"memory_mib": resident("VmHWM") - before}
+
+
+def spawn(args: argparse.Namespace, role: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """Run one worker in a fresh process and return what it measured."""
+    print(f"progress: {role}", file=sys.stderr, flush=True)
+    request = [f"--{n}={getattr(args, n)}" for n in ("batch", "prompt", "generate", "threads", "device", "seconds")]
+    command = [sys.executable, __file__, *map(str, folders), *request, f"--worker={role}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        died = f"bench: the process that measured {role} died of signal {-done.returncode}"
+        raise SystemExit(done.returncode if done.returncode > 0 else died)
+    return dict(json.loads(done.stdout))
+
+
+def draw(own: list[list[Block]], reference: list[list[Block]], clock: str) -> np.ndarray:
+    """Return median ms [1 + draws, (own, reference)]: of all blocks, then of draws of processes and their rounds."""
+    rng, blocks = np.random.default_rng(0), [zip(*p) for p in zip(own, reference)]  # noqa: B905
+    pairs = [np.array([[np.median(b[clock]) for b in pair] for pair in process]) for process in blocks]
+    draws = [pairs]
+    for _ in range(1000):
+        chosen = (pairs[k] for k in rng.integers(len(pairs), size=len(pairs)))
+        draws.append([p[rng.integers(len(p), size=len(p))] for p in chosen])
+    return np.array([np.median(np.concatenate(d), axis=0) for d in draws]) * 1e3
+
+
+def compare(medians: np.ndarray) -> dict[str, float]:
+    """Return the time and its ratio to the reference's, with the 95 % interval."""
+    ratios = medians[:, 0] / medians[:, 1]
+    low, high = np.quantile(ratios[1:], (0.025, 0.975))
+    return {"ms": medians[0, 0], "ratio": ratios[0], "ratio_low": float(low), "ratio_high": float(high)}
+
+
+def figures(blocks: list[Block], medians: np.ndarray, clock: str) -> dict[str, Any]:
+    """Return one engine's figures of one phase, from all its blocks and their drawn medians."""
+    cpu, wall = (np.concatenate([b[c] for b in blocks]) * 1e3 for c in ("cpu", "wall"))
+    low, middle, high = np.quantile([np.median(b[clock]) for b in blocks], (0.1, 0.5, 0.9))
+    spread, stretch, ratios = float((high - low) / middle), np.median(wall) / np.median(cpu), compare(medians)
+    width = (ratios["ratio_high"] - ratios["ratio_low"]) / ratios["ratio"]
+    checks = {
+        f"shared: the wall took {stretch:.2f} times the CPU time": clock == "cpu" and stretch > PREEMPTED,
+        f"noisy: blocks spread over {spread:.0%}, the ratio over {width:.0%}": spread > SPREAD or width > WIDTH,
+        f"few: {len(wall)} runs": len(wall) < FEW,
+    }
+    return {
+        **ratios, "cpu_ms": float(np.median(cpu)), "wall_ms": float(np.median(wall)),
+        "wall_p10_ms": float(np.quantile(wall, 0.1)), "spread": spread, "runs": len(wall),
+        "flags": [text for text, fails in checks.items() if fails],
+    }  # fmt: skip
+
+
+def describe(i: int, args: argparse.Namespace, timed: list[dict[str, Any]], clock: str) -> dict[str, Any]:
+    """Return everything measured of engine `i`."""
+    runs = {p: [t["phases"][p] for t in timed] for p in timed[0]["phases"]}  # phase -> process -> engine -> round
+    drawn = {p: draw([r[i] for r in rs], [r[0] for r in rs], clock) for p, rs in runs.items()}
+    phases = {p: figures([b for r in runs[p] for b in r[i]], m, clock) for p, m in drawn.items()}
+    request = compare(drawn["prefill"] + args.generate * drawn.get("decode", np.zeros(2)))
+    tokens = args.batch * (args.generate if "decode" in phases else args.prompt)  # generated, or else read
+    sizes = [p.stat().st_size for p in args.folders[i].rglob("*") if p.is_file() and p.suffix not in TEXT]
+    return {
+        "folder": str(args.folders[i]), "decode": None, **phases,
+        "request": request, "tokens_per_second": tokens / request["ms"] * 1e3,
+        "load_seconds": float(np.median([t["load_seconds"][i] for t in timed])),
+        "file_mib": sum(sizes) / 2**20, **spawn(args, "memory", [args.folders[i]]),
+    }  # fmt: skip
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure all engines and return the figures that `--json` writes."""
+    clock = "cpu" if args.threads == 1 and args.device == "cpu" else "wall"
+    timed = [spawn(args, "time", args.folders) for _ in range(args.processes)]
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    cpu = re.findall(r"^(?:model name|Model)[ \t]*: (.+)$", info, re.MULTILINE)
+    load, cores = max(t["load_average"] for t in timed), os.cpu_count() or 1
+    return {
+        "format": 1, "request": {n: getattr(args, n) for n in ("batch", "prompt", "generate", "threads", "device")},
+        "clock": "thread CPU time" if clock == "cpu" else "wall time", "cache": "interleaved blocks",
+        "processes": args.processes, "load_average": load,
+        "machine": {"cpu": cpu[0] if cpu else platform.machine(), "cores": cores, "system": platform.platform()},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "onnxruntime": ort.__version__},
+        "engines": [describe(i, args, timed, clock) for i in range(len(args.folders))],
+        "flags": [f"loaded: load average {load:.1f} on {cores} cores"] if load > cores else [],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="ENGINE_FOLDER")
+    defaults = {"batch": 1, "prompt": 128, "generate": 64, "threads": 1, "processes": 3, "seconds": 2.0}
+    for name, default in defaults.items():  # seconds: to aim at, per phase and process
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--device", choices=sorted(PROVIDERS), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here instead of printing them")
+    parser.add_argument("--worker", choices=("time", "memory"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    work = {"time": worker_time, "memory": worker_memory}.get(args.worker, bench)
+    text = json.dumps(work(args), indent=2)
+    args.json.write_text(text, encoding="utf-8") if args.json else print(text)
+
+
+if __name__ == "__main__":
+    main()
