@@ -64,15 +64,18 @@ class Artifact:
         """Write the artifact into an existing, empty folder.
 
         Raises:
-            BrokenPromise: a weight under a mask is not zero where the mask prunes.
+            BrokenPromise: a mask belongs to no linear or has another shape, or a weight that it prunes is not zero.
         """
         linears = tree.block_linears(self.model)
         for name, mask in self.masks.items():
+            if name not in linears or mask.shape != linears[name].weight.shape:
+                raise BrokenPromise(f"{name}: has a mask {list(mask.shape)} that fits no linear of the model")
             if torch.any(linears[name].weight.detach()[~mask.to(linears[name].weight.device)] != 0):
                 raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
         with files.disk_errors(folder):
-            self.model.save_pretrained(folder, state_dict=tree.stored_state(self.model), max_shard_size=SHARD)
-            self.tokenizer.save_pretrained(folder)
+            with loading.quiet():
+                self.model.save_pretrained(folder, state_dict=tree.stored_state(self.model), max_shard_size=SHARD)
+                self.tokenizer.save_pretrained(folder)
             if self.masks:
                 packed = {n: np.packbits(m.cpu().numpy(), axis=1) for n, m in sorted(self.masks.items())}
                 save_file(packed, folder / MASKS)
@@ -106,13 +109,22 @@ class Artifact:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Return the content of `compress.json`."""
+    """Return the content of `compress.json`.
+
+    Raises:
+        BadModel: there is none, or another version of `compress` wrote it.
+        Tampered: it is not what `Artifact.save` writes.
+    """
     try:
         card: dict[str, Any] = files.read_json(folder / CARD)
     except FileNotFoundError:
         raise BadModel(f"{folder}: no {CARD} in it, so it is no artifact of compress") from None
     except ValueError as error:
         raise Tampered(f"{folder / CARD}: not readable as JSON ({error}); delete the folder and run again") from None
+    if not isinstance(card, dict) or not {"format", "task", "masks", "lineage", "files"} <= card.keys():
+        raise Tampered(f"{folder / CARD}: entries are missing; delete the folder and run again")
+    if card["format"] != _FORMAT:
+        raise BadModel(f"{folder / CARD}: has format {card['format']}, this version reads {_FORMAT}; make it anew")
     return card
 
 

@@ -81,8 +81,9 @@ def disk_errors(where: Path) -> Iterator[None]:
     """Turn 'no space left on device' into a fault that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):  # safetensors has an error of its own, without errno
             raise NoSpace(
                 f"{where}: no space left on the disk; free some and run the same command again, finished steps are kept"
             ) from error

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from compress import tree
 from compress.contracts import Facts, Task
@@ -73,7 +77,7 @@ def locate(source: str, revision: str | None = None) -> Path:
     except HFValidationError:
         raise BadModel(f"{source!r}: neither a folder nor a hub id (owner/name), nor 'demo'") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = _first_line(error)
         raise BadModel(
             f"{source!r}: no such folder, and the hub did not give it ({reason}); "
             "give a folder, or check the name and the network"
@@ -88,18 +92,30 @@ def open_folder(
     dtype: torch.dtype | None = None,
     labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model (linears `[out, in]`, evaluation mode) and tokenizer of a Hugging Face folder."""
-    config = read_config(folder, trust_remote_code)
-    family_of(config.model_type)
+    """Return model (linears `[out, in]`, evaluation mode) and tokenizer of a Hugging Face folder.
+
+    A task head that the folder lacks starts at random, with a warning; nothing else may be missing.
+    """
+    config = _config_for(folder, task, trust_remote_code, labels)
     _check_weights(folder)
-    extra = {"num_labels": 1 if task == "regression" else labels} if task == "regression" or labels else {}
-    try:
-        model = _CLASSES[task].from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code, **extra
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise BadModel(f"{folder}: cannot be loaded ({str(error).partition(chr(10))[0]})") from error
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise BadModel(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+        try:
+            model, report = _CLASSES[task].from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # so that `report` names them; they are refused below
+                output_loading_info=True,
+            )
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise BadModel(f"{folder}: cannot be loaded ({_first_line(error)})") from error
+    _check_complete(folder, model, report)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise BadModel(
@@ -110,15 +126,35 @@ def open_folder(
     return model.eval(), tokenizer
 
 
-def facts_of(source: str, task: Task, *, revision: str | None = None, trust_remote_code: bool = False) -> Facts:
+def facts_of(
+    source: str,
+    task: Task,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    labels: int | None = None,
+) -> Facts:
     """Return what is known of a source from its configuration, without reading weights."""
-    config = read_config(locate(source, revision), trust_remote_code)
-    family_of(config.model_type)
-    with torch.device("meta"):
+    config = _config_for(locate(source, revision), task, trust_remote_code, labels)
+    with torch.device("meta"), quiet():
         model = _CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()
     tree.linearise_(model)
     return tree.facts(model, task)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and reports off the terminal while the block runs."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -132,7 +168,36 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise BadModel(f"{folder}/config.json: {str(error).partition(chr(10))[0]}") from error
+        raise BadModel(f"{folder}/config.json: {_first_line(error)}") from error
+
+
+def _config_for(folder: Path, task: Task, trust_remote_code: bool, labels: int | None) -> Any:
+    config = read_config(folder, trust_remote_code)
+    if task == "causal-lm" and not family_of(config.model_type).decoder:
+        raise BadModel(f"{folder}: {config.model_type} is an encoder, so its task cannot be 'causal-lm'")
+    if getattr(config, "quantization_config", None):
+        raise BadModel(f"{folder}: is quantized already; give the float model that it was made from")
+    if task == "regression" or labels:
+        config.num_labels = 1 if task == "regression" else labels
+    return config
+
+
+def _check_complete(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse a folder whose tensors are not those of its configuration; warn of a task head that is not there."""
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        what = f"{key} is {list(found)} where the configuration asks for {list(wanted)}"
+        raise BadModel(f"{folder}: {what}; weights and configuration do not belong together")
+    missing = sorted(report["missing_keys"])
+    needed = {id(p) for n, p in tree.backbone(model).named_parameters() if not n.startswith("pooler.")}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for key in missing:
+        if id(parameters.get(key)) in needed or key.partition(".")[0] == tree.family(model).head:
+            raise BadModel(f"{folder}: {key} is missing ({len(missing)} tensors in all); fetch the model again")
+    for key in sorted(report["unexpected_keys"]):
+        if f"{tree.family(model).blocks}." in key and key.endswith(".weight"):
+            raise BadModel(f"{folder}: holds {key}, for which the configuration has no place; fetch the model again")
+    if missing:
+        warnings.warn(f"{folder}: {', '.join(missing)} are not in it and start at random; train them", stacklevel=3)
 
 
 def _check_weights(folder: Path) -> None:
@@ -153,7 +218,14 @@ def _check_weights(folder: Path) -> None:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > size - 8:
                 raise BadModel(f"{path}: truncated or no safetensors file ({size} bytes); fetch it again")
-            header = json.loads(file.read(length))
+            try:
+                header = json.loads(file.read(length))
+            except ValueError:
+                raise BadModel(f"{path}: no safetensors file (its header is not JSON); fetch it again") from None
         end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
         if end != size:
             raise BadModel(f"{path}: truncated: {size} bytes where its header promises {end}; fetch it again")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
