@@ -1,0 +1,70 @@
+"""Verbs that only look: list, show, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from compress.cli.columns import columns
+from compress.cli.verbs import verb
+
+
+@verb("compress list", "compress list magnitude", name="list")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(name: str | None, as_json: bool) -> None:
+    """List passes, exporters and families, or show one's card.
+
+    With NAME: its card and settings, with types, defaults and ranges.
+    """
+    from dataclasses import asdict
+
+    from compress import cards
+
+    if name is None:
+        rooms = cards.catalogue()
+        if as_json:
+            click.echo(json.dumps({r: {c.name: c.summary for c in found} for r, found in rooms.items()}, indent=2))
+            return
+        for room, found in rooms.items():
+            click.echo(f"{room}:")
+            click.echo(columns([(c.name, c.summary) for c in found], indent="  ") or "  none")
+        return
+    card = cards.card(name)
+    if as_json:
+        click.echo(json.dumps(asdict(card), indent=2))
+        return
+    click.echo(card.text)
+    if card.settings:
+        rows = [("setting", "type", "default", "range", "meaning")]
+        rows += [(s.name, s.type, s.default or "(must be given)", s.range, s.description) for s in card.settings]
+        click.echo(f"\n{columns(rows)}")
+
+
+@verb("compress show runs/demo", "compress show runs/demo/engines/laptop")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(path: Path, as_json: bool) -> None:
+    """Tell what a folder is and how it was made.
+
+    PATH is a run, an artifact, an engine or a model.
+    """
+    from compress import folders
+
+    found = folders.show(path)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo("\n".join(folders.lines(found)))
+
+
+@verb("compress doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Tell what this machine has, what it lacks, what mends it."""
+    raise NotImplementedError
+
+
+VERBS = (list_, show, doctor)

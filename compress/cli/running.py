@@ -1,0 +1,93 @@
+"""Verbs over pipeline files and run folders: run, check, plan, report, init."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from compress.cli.columns import columns, duration, size
+from compress.cli.verbs import verb
+
+_FILE = click.argument("file", type=click.Path(path_type=Path))
+_FOLDER = click.option("--folder", type=click.Path(path_type=Path), help="Run folder instead of the file's.")
+
+
+@verb("compress run pipeline.toml --folder runs/second")
+@_FILE
+@_FOLDER
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing; the log is written all the same.")
+def run(file: Path, folder: Path | None, quiet: bool) -> None:
+    """Run a pipeline FILE; run it again to go on where it stopped."""
+    from compress import pipeline
+
+    pipeline.run(file, folder=folder, quiet=quiet)
+
+
+@verb("compress check pipeline.toml", "compress check --schema > pipeline.schema.json")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON schema of pipeline files for editors, and do no more.")
+def check(file: Path | None, schema: bool) -> None:
+    """Name every fault of a pipeline FILE at once, before any work."""
+    from compress import settings
+
+    if schema:
+        click.echo(json.dumps(settings.schema(), indent=2))
+        return
+    if file is None:
+        raise click.UsageError("give the FILE to check, or --schema")
+    opened = settings.read(file)
+    facts = settings.check(opened)
+    steps = " -> ".join([opened.model.source, *(e.name for e in opened.passes), *(e.name for e in opened.exports)])
+    click.echo(f"{file}: no fault; {steps}; {facts[0].family}, {facts[0].parameters:,} parameters")
+
+
+@verb("compress plan pipeline.toml")
+@_FILE
+@_FOLDER
+def plan(file: Path, folder: Path | None) -> None:
+    """Print the steps of a pipeline FILE, cached or not, with costs."""
+    from compress import pipeline
+
+    steps = pipeline.plan(file, folder=folder)
+    rows: list[tuple[object, ...]] = [("step", "name", "use", "cached", "trainable", "peak memory", "disk", "time")]
+    for step in steps:
+        cost = step.estimate
+        rows.append(
+            (step.index, step.name, step.use, "yes" if step.cached else "no", f"{cost.trainable:,}",
+             size(cost.peak_mib), size(cost.disk_mib), "-" if step.cached else duration(cost.seconds))
+        )  # fmt: skip
+    click.echo(columns(rows, right=(0, 4, 5, 6, 7)))
+    left = sum(s.estimate.seconds for s in steps if not s.cached)
+    click.echo(f"estimated: {duration(left)} for what is not cached; exports and measurements come on top")
+
+
+@verb("compress report runs/demo")
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write report.html of a finished RUN folder anew."""
+    from compress import pipeline
+
+    click.echo(pipeline.report(run))
+
+
+@verb("compress init demo", "compress init Qwen/Qwen2.5-0.5B --target cuda -o qwen.toml")
+@click.argument("model")
+@click.option("--target", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="The hardware.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="pipeline.toml", show_default=True, help="The file."
+)
+def init(model: str, target: Literal["cpu", "cuda"], output: Path) -> None:
+    """Write a commented pipeline file for MODEL that runs.
+
+    MODEL is a folder, a hub id or "demo".
+    """
+    from compress.init import write
+
+    write(model, output, target=target)
+    click.echo(f"{output}: written; look at it, then `compress run {output}`")
+
+
+VERBS = (run, check, plan, report, init)

@@ -1,0 +1,189 @@
+"""What a folder is: a run, an artifact, an engine or a model; and how one becomes an export outside a pipeline."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from compress import files, registry
+from compress.contracts import Exporter, Settings, Target, Task
+from compress.errors import BadModel, BadSettings, Unavailable
+from compress.settings.faults import validated
+
+S = TypeVar("S", bound=Settings)
+
+Kind = Literal["run", "engine", "artifact", "model"]
+_SIGNS: tuple[tuple[str, Kind], ...] = (
+    ("steps", "run"),
+    ("engine.json", "engine"),
+    ("compress.json", "artifact"),
+    ("config.json", "model"),
+)
+
+
+def kind_of(path: Path | str) -> Kind:
+    """Return what a folder is.
+
+    Raises:
+        BadModel: it is none of them, or not there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BadModel(f"{path}: no such folder")
+    for sign, kind in _SIGNS:
+        if (path / sign).exists():
+            return kind
+    raise BadModel(f"{path}: no run, artifact, engine or model folder; none of {', '.join(s for s, _ in _SIGNS)} in it")
+
+
+def show(path: Path | str) -> dict[str, Any]:
+    """Return what a folder is and how it was made, without opening the model.
+
+    Raises:
+        BadModel: it is no folder of ours and no model.
+    """
+    path = Path(path)
+    kind = kind_of(path)
+    mib = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) / 2**20
+    about: dict[str, Any] = {"path": str(path), "kind": kind, "size_mib": round(mib, 3)}
+    match kind:
+        case "run":
+            about["steps"] = [show(p) for p in sorted((path / "steps").iterdir()) if (p / "compress.json").exists()]
+            engines = sorted(p.parent for p in path.glob("engines/*/engine.json"))
+            about["engines"] = [show(p) for p in engines]
+            about["finished"] = (path / "report.json").exists()
+        case "artifact":
+            card = files.read_json(path / "compress.json")
+            about |= {"task": card["task"], "lineage": card["lineage"], **_sparsity(path, card["masks"])}
+        case "engine":
+            about |= files.read_json(path / "engine.json")
+        case "model":
+            config = files.read_json(path / "config.json")
+            about |= {k: config.get(k) for k in ("model_type", "architectures", "dtype")}
+    if (path / "measured.json").exists():
+        about["measured"] = files.read_json(path / "measured.json")
+    return about
+
+
+def lines(about: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Return what `show` found as lines to read."""
+    found = [f"{indent}{about['path']}: {about['kind']}, {about['size_mib']:.1f} MiB"]
+    inner = f"{indent}  "
+    match about["kind"]:
+        case "run":
+            found[0] += ", finished" if about["finished"] else ", not finished"
+            found += [line for part in (*about["steps"], *about["engines"]) for line in lines(part, inner)]
+        case "artifact":
+            for step in about["lineage"]:
+                found.append(f"{inner}{step['use']}: {', '.join(f'{k} = {v}' for k, v in step['settings'].items())}")
+                found += [f"{inner}  {note}" for note in step["notes"]]
+            if about["sparsity"]:
+                shares = about["sparsity"].values()
+                found.append(
+                    f"{inner}{len(shares)} masks: {about['sparsity_of_masked']:.2%} zeros under them, "
+                    f"{min(shares):.2%} to {max(shares):.2%} per layer"
+                )
+        case _:
+            hidden = ("path", "kind", "size_mib", "measured")
+            found += [f"{inner}{k}: {_short(v)}" for k, v in about.items() if k not in hidden]
+    return found
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _sparsity(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Return the share of zeros under each mask; bits are counted packed, one mask at a time."""
+    if not shapes:
+        return {"sparsity": {}}
+    import numpy as np
+    from safetensors import safe_open
+
+    with safe_open(folder / "masks.safetensors", framework="numpy") as masks:
+        kept = {n: int(np.bitwise_count(masks.get_tensor(n)).sum(dtype=np.int64)) for n in shapes}
+    shares = {n: round(1 - kept[n] / (rows * inputs), 6) for n, (rows, inputs) in shapes.items()}
+    total = sum(rows * inputs for rows, inputs in shapes.values())
+    return {"sparsity": shares, "sparsity_of_masked": round(1 - sum(kept.values()) / total, 6)}
+
+
+def export(
+    source: Path | str,
+    folder: Path | str,
+    *,
+    use: str = "onnx",
+    target: Target | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    task: Task = "causal-lm",
+    trust_remote_code: bool = False,
+) -> Path:
+    """Export an artifact, a model folder, a hub id or the demo model; an engine is verified before it gets its name.
+
+    Args:
+        source: what to export.
+        folder: the folder to write; must not exist yet, or be empty.
+        use: the exporter.
+        target: what the engine is for; a plain CPU unless given; of no use to exporters that write no engine.
+        settings: the exporter's settings.
+        task: of a model that is no artifact.
+        trust_remote_code: whether Python files beside the weights may run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserFault: an unknown exporter or setting, a model that cannot be opened or exported, a folder in the way.
+        ParityError: the engine's outputs differ from the model's.
+    """
+    from compress import tree
+    from compress.context import Context
+    from compress.engines import Engines
+
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadSettings(f"{folder}: is there already and not empty; give another folder, or delete it")
+    exporter = _exporter(use, settings or {})
+    wanted = _target(target) if exporter.runtimes else None
+    artifact = _opened(source, task, trust_remote_code)
+    exporter.plan(tree.facts(artifact.model, artifact.task), wanted)
+    with tempfile.TemporaryDirectory() as scratch, files.atomic_folder(folder) as new:
+        context = Context(folder=Path(scratch))
+        if wanted:
+            Engines().build(artifact, exporter, wanted, new, context)
+        else:
+            exporter.export(artifact, new, context, None)
+    return folder
+
+
+def _exporter(use: str, settings: Mapping[str, Any]) -> Exporter:
+    found = registry.load("exporters", use, Exporter)
+    exporter = found(_validated(found.Settings, settings, use))
+    if missing := exporter.available():
+        raise Unavailable(f"{use}: {missing}")
+    return exporter
+
+
+def _target(given: Target | Mapping[str, Any] | None) -> Target:
+    return given if isinstance(given, Target) else _validated(Target, given or {}, "target")
+
+
+def _validated(model: type[S], content: Mapping[str, Any], what: str) -> S:
+    """Return settings that came without a file; all faults at once."""
+    faults: list[str] = []
+    found = validated(model, content, lambda key, words: faults.append(f"{'.'.join(map(str, (what, *key)))}: {words}"))
+    if found is None:
+        raise BadSettings("\n".join(faults))
+    return found
+
+
+def _opened(source: Path | str, task: Task, trust_remote_code: bool) -> Any:
+    from compress import loading
+    from compress.artifact import Artifact
+
+    if (Path(source) / "compress.json").exists():
+        return Artifact.load(Path(source), trust_remote_code=trust_remote_code)
+    model, tokenizer = loading.open_source(str(source), task, trust_remote_code=trust_remote_code)
+    return Artifact(model=model, tokenizer=tokenizer, task=task)

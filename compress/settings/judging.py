@@ -1,0 +1,111 @@
+"""Judge a pipeline against its model, its data and this machine, before any compute."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from compress.contracts import Exporter, Facts, Pass, Target
+from compress.errors import BadSettings, UserFault
+from compress.settings.faults import Faults, got
+from compress.settings.tables import Entry, Pipeline
+
+
+def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
+    """Return the facts before the first pass and after each, adding every fault on the way.
+
+    The list ends at the first pass whose outcome cannot be told.
+    """
+    from compress import loading  # seconds of torch and transformers, which a fault of the file alone need not wait for
+
+    _judge_device(pipeline.compute.device, faults)
+    model = pipeline.model
+    start = faults.attempt(
+        ("model", "source"),
+        None,
+        lambda: loading.facts_of(
+            model.source, model.task, revision=model.revision, trust_remote_code=model.trust_remote_code
+        ),
+    )
+    _judge_data(pipeline, start, faults)
+    if start is None:
+        return []
+    _judge_targets(pipeline, start, faults)
+    facts = _fold(pipeline.passes, start, faults)
+    if len(facts) > len(pipeline.passes):
+        _judge_exports(pipeline, facts[-1], faults)
+    return facts
+
+
+def _judge_device(device: str, faults: Faults) -> None:
+    import torch
+
+    if device != "cpu":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= there:
+            have = f"this machine has {there} of them" if there else "torch finds none here"
+            faults.add(("compute", "device"), f"no such GPU{got(device)}; {have}, device = 'cpu' would do")
+
+
+def _fold(passes: tuple[Entry, ...], start: Facts, faults: Faults) -> list[Facts]:
+    facts = [start]
+    for entry in passes:
+        assert isinstance(entry.plugin, Pass)
+        if entry.index != len(facts):
+            break  # the pass before it could not be read
+        try:
+            facts.append(entry.plugin.plan(facts[-1]))
+        except UserFault as error:
+            faults.add_error(("pass", entry.index - 1), error, entry.use)
+            mended = _with_default(entry.plugin, error, facts[-1])
+            if mended is None:
+                break
+            facts.append(mended)
+    return facts
+
+
+def _with_default(plugin: Pass, error: UserFault, facts: Facts) -> Facts | None:
+    """Return the facts after a pass whose faulty setting had its default, so that later passes can be judged too."""
+    given = plugin.settings.model_dump(exclude_unset=True)
+    if not isinstance(error, BadSettings) or error.key not in given:
+        return None
+    try:
+        settings = type(plugin.settings)(**{k: v for k, v in given.items() if k != error.key})
+        return type(plugin)(settings).plan(facts)
+    except (ValidationError, UserFault):
+        return None
+
+
+def _judge_exports(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
+    targets = {t.name: (i, t) for i, t in enumerate(pipeline.targets)}
+    for entry in pipeline.exports:
+        exporter, path = entry.plugin, ("export", entry.index - 1)
+        assert isinstance(exporter, Exporter)
+        if missing := exporter.available():
+            faults.add((*path, "use"), missing, entry.use)
+            continue
+        served: list[tuple[int, Target | None]] = [targets[n] for n in entry.targets]
+        for index, target in served or [(0, None)]:
+            try:
+                exporter.plan(facts, target)
+            except UserFault as error:
+                key = error.key if isinstance(error, BadSettings) else None
+                of_target = key in Target.model_fields and key not in type(exporter).Settings.model_fields
+                faults.add_error(("target", index) if target and of_target else path, error, entry.use)
+
+
+def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
+    for index, target in enumerate(pipeline.targets):
+        tokens = target.prompt + target.generate
+        if facts.positions is not None and tokens > facts.positions:
+            key = "prompt" if target.prompt > facts.positions or not target.generate else "generate"
+            what = f"prompt + generate is {tokens} tokens, and the model takes at most {facts.positions}"
+            faults.add(("target", index, key), f"{what}; lower one of them")
+
+
+def _judge_data(pipeline: Pipeline, facts: Facts | None, faults: Faults) -> None:
+    used = {role for e in pipeline.passes if isinstance(e.plugin, Pass) for role in e.plugin.data_uses()}
+    for role, settings in pipeline.data.items():
+        path = ("data", role)
+        positions = facts.positions if facts else None
+        if role in used | {"evaluation"} and positions is not None and settings.length > positions:
+            faults.add((*path, "length"), f"the model takes at most {positions} tokens{got(settings.length)}; lower it")

@@ -1,0 +1,171 @@
+"""The command line: help at once, one line for every fault, the right exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import compress
+from compress import errors
+from compress.artifact import Artifact
+from compress.cli import cli
+
+VERBS = (
+    "run", "check", "plan", "evaluate", "generate", "export", "report", "compare", "list", "show", "init", "doctor",
+)  # fmt: skip
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments], prog_name="compress")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    artifact = tiny("llama")
+    artifact.model.save_pretrained(folder)
+    artifact.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_help_needs_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'datasets', 'rich', 'onnxruntime'}"
+    done = python(
+        "import sys; sys.argv = ['compress', '--help']\n"
+        "import compress.cli\n"
+        "try: compress.cli.main()\n"
+        f"except SystemExit as end: sys.exit(end.code or ' '.join({heavy} & set(sys.modules)) or 0)"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"  {v} " in done.stdout for v in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb: str) -> None:
+    result = call(verb, "--help")
+    assert result.exit_code == 0
+    assert f"compress {verb} " in result.output.split("Examples:")[1] or verb == "doctor"
+
+
+def test_the_users_faults_are_lines_with_status_2(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text("[run]\nsed = 1\n")
+    result = call("check", path)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert [line.removeprefix(f"{path}:")[:8] for line in result.stderr.splitlines()] == ["1: model", "2: run.s"]
+    assert call("check").exit_code == call("chekc").exit_code == call("run").exit_code == 2
+
+
+def test_a_missing_file_ends_a_process_with_2() -> None:
+    done = python("import sys; sys.argv = ['compress', 'run', 'none.toml']; import compress.cli; compress.cli.main()")
+    assert done.returncode == 2
+    assert done.stderr == "none.toml: no such file; `compress init MODEL -o none.toml` writes one\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (errors.BadModel("no such folder"), 2, "no such folder\n"),
+        (errors.ParityError("logits differ"), 1, "logits differ\n"),
+        (KeyboardInterrupt(), 2, "stopped; run the same command again to go on\n"),
+    ],
+)
+def test_exit_status(error: BaseException, status: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("compress.settings.read", fail)
+    result = call("check", "p.toml")
+    assert (result.exit_code, result.stderr) == (status, says)
+
+
+def test_a_fault_of_ours_is_one_line_and_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr("compress.settings.read", fail)
+    result = call("check", "p.toml")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("ZeroDivisionError: a b; this is a fault of compress, the log is at ")
+    log = Path(line.rpartition(" ")[2])
+    assert "Traceback" in log.read_text()
+    log.unlink()
+    assert "Traceback" in call("--debug", "check", "p.toml").stderr
+
+
+def test_check_tells_of_a_healthy_file_and_prints_the_schema(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    assert call("init", model, "-o", path).exit_code == 0
+    result = call("check", path)
+    assert result.exit_code == 0, result.output
+    assert "magnitude -> perp -> onnx; llama, " in result.stdout
+    assert json.loads(call("check", "--schema").stdout)["required"] == ["model"]
+
+
+def test_list_shows_rooms_and_cards() -> None:
+    shown = call("list").stdout
+    assert "passes:\n" in shown
+    assert "  magnitude  Magnitude pruning" in shown
+    assert "  llama      Llama" in shown or "  llama    Llama" in shown
+    card = call("list", "magnitude").stdout
+    assert "Formula:" in card
+    row = next(line for line in card.splitlines() if line.startswith("sparsity "))
+    assert ">= 0, < 1" in row
+    wrong = call("list", "magnitud")
+    assert (wrong.exit_code, wrong.stderr) == (2, "no pass, exporter or family 'magnitud'; did you mean 'magnitude'?\n")
+    assert json.loads(call("list", "llama", "--json").stdout)["room"] == "families"
+
+
+def test_show_tells_what_a_folder_is(model: Path, tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact: Any = tiny("llama")
+    name = "model.layers.0.self_attn.q_proj"
+    mask = torch.ones(32, 32, dtype=torch.bool)
+    mask[:, :8] = False
+    with torch.no_grad():
+        artifact.model.get_submodule(name).weight.mul_(mask)
+    (tmp_path / "artifact").mkdir()
+    artifact.after(masks={name: mask}).save(tmp_path / "artifact")
+    found = compress.show(tmp_path / "artifact")
+    assert found["kind"] == "artifact"
+    assert found["sparsity"] == {name: 0.25}
+    assert "25.00%" in call("show", tmp_path / "artifact").stdout
+    assert compress.show(model)["kind"] == "model"
+    wrong = call("show", tmp_path)
+    assert wrong.exit_code == 2
+    assert "no run, artifact, engine or model folder" in wrong.stderr
+
+
+def test_export_writes_what_the_exporter_writes(model: Path, tmp_path: Path) -> None:
+    result = call("export", model, tmp_path / "out", "--use", "safetensors")
+    assert result.exit_code == 0, result.output
+    assert list((tmp_path / "out").glob("*.safetensors"))
+    again = call("export", model, tmp_path / "out", "--use", "safetensors")
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+    wrong = call("export", model, tmp_path / "other", "--use", "onnx", "--set", "zzz=1")
+    assert wrong.exit_code == 2
+    assert "unknown setting" in wrong.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_face_imports_nothing_before_it_is_used() -> None:
+    done = python(
+        "import sys, compress; print(sorted({'torch', 'pydantic', 'click'} & set(sys.modules)), compress.run)"
+    )
+    assert done.stdout.startswith("[] <function run")
+    with pytest.raises(AttributeError, match="no attribute 'rum'"):
+        compress.rum  # noqa: B018
