@@ -63,9 +63,6 @@ class MaskSettings(PassSettings):
     sparsity: float | None = Field(None, ge=0, lt=1, description="share of zeros; empty = 0.5, or what N:M fixes")
 
 
-# -- pure functions ---------------------------------------------------------------------------------------------
-
-
 def keep_top(score: Tensor, sparsity: float, scope: Literal["matrix", "row"] = "matrix") -> Tensor:
     """Return the mask that prunes the lowest `round(sparsity * n)` scores of the matrix, or of each row."""
     rows = score if scope == "row" else score.reshape(1, -1)
@@ -95,6 +92,11 @@ def sparsity_of(masks: Iterable[Tensor]) -> float:
     return sum(int((~m).sum()) for m in masks) / sum(m.numel() for m in masks)
 
 
+def fact(mask: Tensor) -> MaskFact:
+    """Return what is known of a mask by itself; its pattern is what was asked for, never inferred."""
+    return MaskFact("unstructured", sparsity_of([mask]))
+
+
 def apply_(weight: Tensor, mask: Tensor) -> None:
     """Set to +0 what the mask prunes; what it keeps stays bit for bit."""
     with torch.no_grad():
@@ -118,9 +120,6 @@ def _lowest(score: Tensor, count: int) -> Tensor:
     below, equal = score < pivot, score == pivot
     missing = count - below.sum(-1, keepdim=True)
     return below | (equal & (equal.cumsum(-1) <= missing))
-
-
-# -- the rule of one pass ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

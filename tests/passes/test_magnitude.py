@@ -14,7 +14,7 @@ from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.contracts import MaskFact
 from compress.errors import BadSettings, BrokenPromise
-from passes._masks import same_bits, sparsity_of
+from passes._masks import fact, same_bits, sparsity_of
 from passes.magnitude import Magnitude, score
 from tests.conftest import CAUSAL, ENCODERS
 
@@ -40,7 +40,7 @@ def run(plugin: Magnitude, artifact: Artifact, folder: Path) -> tuple[Artifact, 
 
 
 def _facts(artifact: Artifact) -> dict[str, MaskFact]:
-    return {n: MaskFact("unstructured", sparsity_of([m])) for n, m in artifact.masks.items()}
+    return {n: fact(m) for n, m in artifact.masks.items()}
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])

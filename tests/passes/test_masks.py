@@ -18,6 +18,7 @@ from passes._masks import (
     Pattern,
     Rule,
     apply_,
+    fact,
     keep_n_of_m,
     keep_top,
     keep_top_of_all,
@@ -307,3 +308,7 @@ def test_same_bits_tells_minus_zero_apart_and_nan_equal() -> None:
     assert not same_bits(torch.zeros(2), torch.zeros(2, dtype=torch.float16))
     assert not same_bits(torch.zeros(2), torch.zeros(3))
     assert same_bits(torch.eye(3).t(), torch.eye(3))
+
+
+def test_fact_of_a_mask_is_its_sparsity() -> None:
+    assert fact(torch.tensor([[True, False], [False, False]])) == MaskFact("unstructured", 0.75)
