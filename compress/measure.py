@@ -170,15 +170,15 @@ def labels(folders: Sequence[str]) -> list[str]:
     for end, rest in ((0, slice(1, None)), (-1, slice(-1))):
         while len({p[end] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
             parts = [p[rest] for p in parts]
-    return ["/".join(p) for p in parts]
+    return [str(Path(*p)) for p in parts]
 
 
-def digits(value: float) -> str:
-    """Return a number with the three digits that count, never in powers of ten."""
-    if value == 0 or abs(value) >= 100:
+def digits(value: float, count: int = 3) -> str:
+    """Return a number with the digits that count, never in powers of ten."""
+    if value == 0 or abs(value) >= 10 ** (count - 1):
         return f"{value:,.0f}"
-    power = int(f"{value:.2e}".partition("e")[2])
-    return f"{value:.{2 - power}f}"
+    power = int(f"{value:.{count - 1}e}".partition("e")[2])
+    return f"{value:.{count - 1 - power}f}"
 
 
 def _time(time: Time | None, index: int) -> str:

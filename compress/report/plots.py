@@ -1,0 +1,93 @@
+"""Plots as inline SVG, coloured by the page's style so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from compress.report.html import Html, tag
+
+Curve = Sequence[Sequence[float]]  # points [x, y, ...]
+
+WIDTH, HEIGHT = 720, 250
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 40
+POINTS = 240  # drawn at most
+
+
+def curve(points: Curve, x_label: str, y_label: str) -> Html:
+    """Return a line plot: the values faint, and, when there are many, their running mean strong."""
+    points = thinned([p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])])
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), whole=True), ticks(min(ys), max(ys))
+    x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
+    y0, y1 = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        right, up = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
+        return LEFT + right * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
+
+    def line(values: Sequence[float], cls: str) -> Html:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, xs, values))
+        return tag("polyline", points=path, cls=cls)
+
+    grid = [
+        tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_px(at(x0, y)[1]), y2=_px(at(x0, y)[1]), cls="grid") for y in y_ticks
+    ]
+    left = [tag("text", _tick(y, y_ticks), x=LEFT - 8, y=_px(at(x0, y)[1] + 4), cls="left") for y in y_ticks]
+    below = [tag("text", _tick(x, x_ticks), x=_px(at(x, y0)[0]), y=HEIGHT - BOTTOM + 18, cls="below") for x in x_ticks]
+    many = len(points) >= 30
+    drawn = [line(ys, "faint"), line(smooth(ys), "strong")] if many else [line(ys, "strong")]
+    end = at(xs[-1], (smooth(ys) if many else ys)[-1])
+    return tag(
+        "svg", tag("title", f"{y_label} over {x_label}"), *grid, *left, *below, *drawn,
+        tag("circle", cx=_px(end[0]), cy=_px(end[1]), r=3.5, cls="dot"),
+        tag("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, cls="below soft"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", cls="plot",
+    )  # fmt: skip
+
+
+def thinned(points: Curve) -> list[Sequence[float]]:
+    """Return at most `POINTS` points: means of equal runs of neighbours."""
+    size = math.ceil(len(points) / POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)] if size else []
+    return [[sum(column) / len(group) for column in zip(*(p[:2] for p in group), strict=True)] for group in groups]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the running mean over a twelfth of the curve, centred, the window shrinking at both ends."""
+    half = max(1, len(values) // 24)
+    spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [sum(values[i - s : i + s + 1]) / (2 * s + 1) for i, s in enumerate(spans)]
+
+
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Return about five round numbers (multiples of 1, 2 or 5 times a power of ten) within, or one beyond, a range."""
+    span = max(high - low, 1e-9 * max(abs(high), 1.0))
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m * 5 >= span)
+    if whole:
+        step = max(1.0, step)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [(first + i) * step for i in range(max(count, 1))]
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
+    """Return horizontal bars from zero: (label, value, what to write beside), the first in the parent's colour."""
+    longest = max(value for _, value, _ in rows) or 1.0
+    lines = [
+        tag("div", tag("span", label, cls="label"),
+            tag("span", tag("i", style=f"width:{100 * value / longest:.2f}%"), cls="track"),
+            tag("span", text, cls="value"), cls="bar")
+        for label, value, text in rows
+    ]  # fmt: skip
+    return tag("div", *lines, cls="bars")
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _tick(value: float, among: Sequence[float]) -> str:
+    step = among[1] - among[0] if len(among) > 1 else abs(value) or 1.0
+    return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"

@@ -1,0 +1,180 @@
+"""The parts of the page below its headline; each returns None where the run has nothing to say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from compress.measure import digits
+from compress.report import plots, words
+from compress.report.html import Html, changed, facts, join, part, plain, table, tag
+from compress.report.timing import speed
+
+_CURVES = 8  # plots of one step
+Section = Callable[[Mapping[str, Any]], Html | None]
+
+
+# -- quality ----------------------------------------------------------------------------------------------------
+
+
+def quality(content: Mapping[str, Any]) -> Html | None:
+    """Return every metric of dense, compressed and engine, with intervals."""
+    measured = content.get("quality") or {}
+    tables = {p: {m["name"]: m for m in measured.get(p, ())} for p in ("dense", "compressed", "delta", "engine")}
+    names = list(dict.fromkeys(n for p in ("dense", "compressed", "engine") for n in tables[p]))
+    if not names:
+        return None
+    shown = [p for p in ("dense", "compressed", "delta", "engine") if tables[p]]
+    heads = {"dense": "Dense", "compressed": "Compressed", "delta": "Change", "engine": "Engine"}
+
+    def cell(part: str, name: str) -> Any:
+        metric = tables[part].get(name)
+        if not metric:
+            return tag("span", "none", cls="soft")
+        if part == "delta":
+            between = words.interval(metric, signed=True)
+            main: Any = changed(words.moved(metric, tables["dense"].get(name)))
+        else:
+            between, main = words.interval(metric), words.amount(metric, metric["value"])
+        return join([main, " ", tag("small", f"({between})") if between else None])
+
+    rows = [
+        [join([words.metric_name(n), " ", tag("small", words.direction(n))]), *(cell(p, n) for p in shown)]
+        for n in names
+    ]
+    source = f" Data: {measured['data']}." if measured.get("data") else ""
+    about = "On data that neither training nor calibration saw; in brackets the 95 % interval. A change is measured on "
+    about += f"the same examples before and after, so its interval is narrower.{source}"
+    return part("Quality", about, tag("div", table(["", *(heads[p] for p in shown)], rows), cls="card"))
+
+
+# -- where the zeros are ----------------------------------------------------------------------------------------
+
+
+def layers(content: Mapping[str, Any]) -> Html | None:
+    """Return the share of zeros per layer: a map of blocks by linears, or bars where names tell no block."""
+    found = content.get("layers") or []
+    if not any(layer["sparsity"] for layer in found):
+        return None
+    patterns = sorted({str(layer["pattern"]) for layer in found if layer.get("pattern")})
+    about = f"Share of zero weights in each linear layer, {words.sparsity(found):.1%} in all"
+    about += f"; pattern {', '.join(patterns)}." if patterns else "."
+    split = [re.fullmatch(r"(?:.*?\.)?(\d+)\.(.+)", layer["name"]) for layer in found]
+    if all(split):
+        cells = {(int(m[1]), m[2]): layer for m, layer in zip(split, found, strict=True) if m}
+        drawn = _heat(cells)
+    else:
+        drawn = plots.bars([(x["name"], x["sparsity"], f"{x['sparsity']:.1%}") for x in found])
+    return part("Where the zeros are", about, tag("div", drawn, cls="card"))
+
+
+def _heat(cells: Mapping[tuple[int, str], Mapping[str, Any]]) -> Html:
+    kinds = list(dict.fromkeys(kind for _, kind in cells))
+    short = [k.rpartition(".")[2] for k in kinds]
+    heads = short if len(set(short)) == len(short) else kinds
+    body = []
+    for block in sorted({b for b, _ in cells}):
+        row = [tag("th", f"block {block}", scope="row")]
+        for kind in kinds:
+            layer = cells.get((block, kind))
+            share = f"{layer['sparsity']:.1%}".replace(".0%", "%") if layer else ""
+            shape = " x ".join(map(str, layer["shape"])) if layer else None
+            row.append(
+                tag("td", share, style=f"--share:{layer['sparsity']:.3f}" if layer else "--share:0", title=shape)
+            )
+        body.append(tag("tr", *row))
+    top = tag("tr", tag("th"), *(tag("th", h, scope="col") for h in heads))
+    return tag("div", tag("table", tag("thead", top), tag("tbody", *body), cls="heat"), cls="wide")
+
+
+# -- how it was made --------------------------------------------------------------------------------------------
+
+
+def training(content: Mapping[str, Any]) -> Html | None:
+    """Return the curves that steps recorded."""
+    figures = []
+    for step in content.get("steps", ()):
+        curves = [(k, v) for k, v in (step.get("measured") or {}).items() if _is_curve(v)]
+        for name, points in curves[:_CURVES]:
+            first, last = (plots.smooth([p[1] for p in plots.thinned(points)])[i] for i in (0, -1))
+            rates = [p[2] for p in points if len(p) > 2]
+            peak = f"; learning rate at most {max(rates):.2g}" if rates else ""
+            text = f"{plain(name)}: {digits(first)} at the start, {digits(last)} at the end{peak}"
+            caption = tag("figcaption", tag("strong", step["name"]), ", ", text)
+            figures.append(tag("figure", caption, plots.curve(points, "step", plain(name))))
+        if len(curves) > _CURVES:
+            figures.append(tag("p", f"{step['name']}: {len(curves) - _CURVES} more curves in report.json.", cls="soft"))
+    about = "What each training step recorded: every value faint, the running mean strong."
+    return part("Training", about, tag("div", *figures, cls="card")) if figures else None
+
+
+def _is_curve(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and all(
+            isinstance(p, list | tuple) and len(p) > 1 and all(isinstance(x, int | float) for x in p) for p in value
+        )
+    )
+
+
+def lineage(content: Mapping[str, Any]) -> Html | None:
+    """Return the steps with settings, notes, seconds."""
+    items = []
+    for step in content.get("steps", ()):
+        took = words.duration(step["seconds"]) if step.get("seconds") is not None else ""
+        badges = [tag("span", text, cls="badge") for text in (took, "cached" if step.get("cached") else "") if text]
+        use = f" ({step['use']})" if step["use"] != step["name"] else ""
+        measured = [(k, v) for k, v in (step.get("measured") or {}).items() if k != "seconds" and not _is_curve(v)]
+        pairs = [*(step.get("settings") or {}).items(), *measured]
+        more = tag("details", tag("summary", "settings and figures"), facts(pairs)) if pairs else None
+        notes = tag("ul", *(tag("li", note) for note in step["notes"])) if step.get("notes") else None
+        items.append(tag("li", tag("strong", f"{step['index']}. {step['name']}"), use, *badges, notes, more))
+    about = "Every step from the dense model on, in order, with what it took; a cached step was made by an earlier run."
+    return part("How it was made", about, tag("div", tag("ol", *items, cls="steps"), cls="card")) if items else None
+
+
+# -- trust ------------------------------------------------------------------------------------------------------
+
+
+def parity(content: Mapping[str, Any]) -> Html | None:
+    """Return how close each engine is to the model it was made from."""
+    cards = []
+    for engine in content.get("engines", ()):
+        pairs = [("folder", tag("code", engine["folder"])), ("export", engine.get("export"))]
+        pairs += [*(engine.get("settings") or {}).items(), *(engine.get("parity") or {}).items()]
+        cards.append(
+            tag("div", tag("h3", engine["target"]), facts((k, v) for k, v in pairs if v is not None), cls="card")
+        )
+    about = (
+        "Each engine was reloaded in its runtime and compared with the model it was made from; too large a difference "
+    )
+    about += "fails the run."
+    return part("Is the engine the model?", about, *cards) if cards else None
+
+
+def truth(content: Mapping[str, Any]) -> Html | None:
+    """Return what was measured and what was only simulated."""
+    lists = {"Measured": content.get("measured"), "Simulated": content.get("simulated")}
+    cards = [
+        tag("div", tag("h3", title), tag("ul", *(tag("li", item) for item in items)), cls="card words")
+        for title, items in lists.items()
+        if items
+    ]
+    about = "Measured: on the real engine, on the machine below. Simulated: in floating point, with no such kernel."
+    return part("What was measured, what was simulated", about, tag("div", *cards, cls="two")) if cards else None
+
+
+def machine(content: Mapping[str, Any]) -> Html | None:
+    """Return the machine and the versions."""
+    parts = {"Machine": content.get("machine"), "Versions": content.get("versions")}
+    cards = [tag("div", tag("h3", n), facts(f.items()), cls="card") for n, f in parts.items() if f]
+    return (
+        part("Where it ran", "Figures hold for this machine and these versions.", tag("div", *cards, cls="two"))
+        if cards
+        else None
+    )
+
+
+SECTIONS: tuple[Section, ...] = (quality, speed, layers, training, lineage, parity, truth, machine)
