@@ -11,9 +11,13 @@ import hashlib
 import importlib
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 Split = Literal["train", "heldout"]
 NAMES = ("python-docs", "python-source")
@@ -22,6 +26,7 @@ _HELDOUT_PERCENT = 8
 # Tests, vendored wheels and machine-written tables: not prose, not code anyone wrote here, or not the same anywhere.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__", "pydoc_data")
 _SHORTEST = 64  # characters; shorter documents teach nothing
+_INNER = ("body", "handlers", "orelse", "finalbody", "cases")  # where statements hold statements
 
 
 def documents(corpus: str, split: Split) -> Iterator[tuple[str, str]]:
@@ -35,9 +40,18 @@ def documents(corpus: str, split: Split) -> Iterator[tuple[str, str]]:
         KeyError: the corpus does not exist.
     """
     read = {"python-docs": _docs, "python-source": _source}[corpus]
-    for name, text in read():
-        if len(text) >= _SHORTEST and is_heldout(name) == (split == "heldout"):
-            yield name, text
+    yield from read(split)
+
+
+@cache
+def digest(corpus: str, split: Split) -> str:
+    """Return the hex digest of what the documents are made from; much cheaper than to make them."""
+    whole = hashlib.sha256()
+    if corpus == "python-docs":
+        whole.update(repr(_topics(split)).encode())
+    for name, path in _side(_modules(), split):
+        whole.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def is_heldout(name: str) -> bool:
@@ -51,34 +65,61 @@ def is_heldout(name: str) -> bool:
     return int(hashlib.sha256(f":{family}".encode()).hexdigest(), 16) % 100 < _HELDOUT_PERCENT
 
 
-def _docs() -> Iterator[tuple[str, str]]:
+@cache
+def _docs(split: Split) -> tuple[tuple[str, str], ...]:
+    found = list(_topics(split))
+    for name, text in _source(split):
+        try:
+            found.append((name, "\n\n".join(_docstrings(text))))
+        except (SyntaxError, ValueError):
+            continue  # some Pythons ship a few files of Python 2 on purpose
+    return tuple((name, text) for name, text in found if len(text) >= _SHORTEST)
+
+
+def _topics(split: Split) -> list[tuple[str, str]]:
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    for topic, text in sorted(topics.items()):
-        yield topic, text.strip()
-    for name, text in _source():
-        yield name, "\n\n".join(_docstrings(text))
+    return [(n, t.strip()) for n, t in _side(sorted(topics.items()), split)]
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+    """Yield every docstring below its owner's name, outer before inner; expressions, which hold none, are not walked."""
+    waiting: deque[ast.AST] = deque([ast.parse(source)])
+    while waiting:
+        node = waiting.popleft()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 owner = getattr(node, "name", "")
                 yield f"{owner}\n{text}" if owner else text
+        for inner in _INNER:
+            waiting.extend(getattr(node, inner, ()))
 
 
-def _source() -> Iterator[tuple[str, str]]:
+@cache
+def _source(split: Split) -> tuple[tuple[str, str], ...]:
+    found = []
+    for name, path in _side(_modules(), split):
+        try:
+            with tokenize.open(path) as file:  # honours the coding cookie
+                text = file.read()
+        except (SyntaxError, UnicodeDecodeError):
+            continue  # a file in no encoding is no text
+        if len(text) >= _SHORTEST:
+            found.append((name, text))
+    return tuple(found)
+
+
+@cache
+def _modules() -> tuple[tuple[str, Path], ...]:
     root = Path(sysconfig.get_path("stdlib"))
+    found = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if set(parts) & set(_LEFT_OUT) or parts[0].startswith(("_sysconfigdata", "config-")):
             continue
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        try:
-            with tokenize.open(path) as file:  # honours the coding cookie
-                text = file.read()
-            ast.parse(text)
-        except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue  # lib2to3 keeps Python 2 files on purpose
-        yield ".".join(parts), text
+        found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return tuple(found)
+
+
+def _side(named: Iterable[tuple[str, T]], split: Split) -> Iterator[tuple[str, T]]:
+    return ((name, thing) for name, thing in named if is_heldout(name) == (split == "heldout"))
