@@ -82,7 +82,7 @@ def _topics(split: Split) -> list[tuple[str, str]]:
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    """Yield every docstring below its owner's name, outer before inner; expressions, which hold none, are not walked."""
+    """Yield every docstring below its owner's name, outer before inner; expressions hold none."""
     waiting: deque[ast.AST] = deque([ast.parse(source)])
     while waiting:
         node = waiting.popleft()
