@@ -1,0 +1,100 @@
+"""The measured figures of a run: quality of the models and of every engine, latency beside the dense engine.
+
+Both are kept in the run folder under the key of what was measured and how, so that a rerun measures nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress import artifact as artifacts
+from compress import files, measure
+from compress.artifact import Artifact
+from compress.contracts import Target
+from compress.evaluate import Evaluation, compare, evaluate
+from compress.pipeline.code import code_digest
+from compress.pipeline.runner import Done, Runner
+
+
+def quality(runner: Runner, dense: Done, last: Done, engines: Mapping[str, Path], index: int) -> dict[str, Any]:
+    """Return, as JSON, the evaluations of `dense`, `compressed` and, under `engines`, of every compressed engine.
+
+    The dense parent is evaluated on the same batches as the compressed artifact, whose evaluation holds it.
+    """
+    shipped = {n: f for n, f in engines.items() if not n.endswith("-dense")}
+    source = runner.sources["evaluation"]
+    key = files.digest_of(
+        {
+            "data": source.digest,
+            "dense": artifacts.digest(dense.folder),
+            "last": artifacts.digest(last.folder),
+            "engines": {n: files.sha256(f / "engine.json") for n, f in shipped.items()},
+            "code": code_digest("compress.evaluate"),
+            **runner.surroundings(),
+        }
+    )
+
+    def make() -> dict[str, Any]:
+        runner.context("quality", {})  # seeds and threads
+        trust = runner.pipeline.model.trust_remote_code
+        parent = Artifact.load(dense.folder, trust_remote_code=trust)
+        examples, task = source.examples(parent.tokenizer), parent.task
+        if last.folder == dense.folder:
+            child = evaluate(parent, examples, task, report=runner.console)
+        else:
+            final = Artifact.load(last.folder, trust_remote_code=trust)
+            child = evaluate(final, examples, task, parent=parent, report=runner.console)
+            del final
+        del parent
+        found: dict[str, Any] = {"compressed": child.to_dict(), "engines": {}}
+        for name, folder in shipped.items():
+            engine = runner.engines.open(folder)
+            try:
+                ran = evaluate(engine, examples, task, report=runner.console)
+            finally:
+                engine.close()
+            deltas = compare(ran.samples, child.samples, seed=runner.pipeline.run.seed)
+            found["engines"][name] = Evaluation(
+                kind=ran.kind, metrics=ran.metrics, samples=ran.samples, deltas=deltas
+            ).to_dict()
+        return found
+
+    return _kept(runner, "quality", "quality", key, index, make)
+
+
+def latency(
+    runner: Runner, target: Target, names: Sequence[str], engines: Mapping[str, Path], index: int
+) -> dict[str, Any]:
+    """Return, as JSON, the measurement of the named engines on their target; the dense parent's first."""
+    folders = [engines[n] for n in names]
+    key = files.digest_of(
+        {
+            "engines": [files.sha256(f / "engine.json") for f in folders],
+            "target": target.model_dump(mode="json"),
+            "code": code_digest("compress.measure"),
+            "clock": files.sha256(Path(measure.__file__).with_name("bench.py")),
+        }
+    )
+
+    def make() -> dict[str, Any]:
+        return measure.measure(folders, target, runner.console).model_dump(mode="json")
+
+    return _kept(runner, "latency", f"latency on {target.name}", key, index, make)
+
+
+def _kept(
+    runner: Runner, folder: str, what: str, key: str, index: int, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    path = runner.folder / folder / f"{key[:16]}.json"
+    cached = path.is_file()
+    runner.console.begin(index, runner.count, what, cached)
+    if not cached:
+        started = time.monotonic()
+        path.parent.mkdir(exist_ok=True)
+        files.write_json(path, make())
+        runner.console.end(time.monotonic() - started)
+    found: dict[str, Any] = files.read_json(path)
+    return found

@@ -1,0 +1,257 @@
+"""Run the steps of one pipeline: find each in the cache by its digest, or make it, check it and keep it whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress import artifact as artifacts
+from compress import files, loading
+from compress.artifact import Artifact, Step
+from compress.context import Context
+from compress.contracts import Exporter, Facts, Pass, Target
+from compress.data import Source
+from compress.engines import Engines
+from compress.errors import BrokenPromise
+from compress.pipeline.code import code_digest
+from compress.pipeline.console import Console
+from compress.settings import Entry, Pipeline
+
+MEASURED = "measured.json"
+_LIBRARIES = ("torch", "transformers")
+_KEY = "step.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A finished step: where it is, whether it came from the cache, and what it measured."""
+
+    index: int
+    use: str
+    name: str
+    folder: Path
+    cached: bool
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Runner:
+    """The state of one run: its folder, its console, what is done.
+
+    Args:
+        pipeline: the checked pipeline.
+        folder: the run folder, locked by the caller.
+        console: where progress goes.
+    """
+
+    def __init__(self, pipeline: Pipeline, folder: Path, console: Console) -> None:
+        self.pipeline, self.folder, self.console = pipeline, folder, console
+        self.compute = pipeline.compute
+        self.threads = self.compute.threads or os.cpu_count() or 1
+        self.done: list[Done] = []
+        self.count = 1 + len(pipeline.passes)
+        self.engines = Engines()
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """The data by role; opened when first needed."""
+        p = self.pipeline
+        cache = self.folder / "cache" / "data"
+        return {r: Source(s, r, p.model.task, p.run.seed, cache) for r, s in p.data.items()}
+
+    def surroundings(self, *libraries: str) -> dict[str, Any]:
+        """Return what every key holds beside its own ingredients: seed, versions, device, dtype, threads."""
+        return {
+            "seed": self.pipeline.run.seed,
+            "versions": {n: metadata.version(n) for n in (*_LIBRARIES, *libraries)},
+            "device": self.compute.device,
+            "dtype": self.compute.dtype,
+            "threads": self.threads,
+        }
+
+    def model_key(self) -> str:
+        """Return the key of the dense artifact: every byte of its source, and how it is opened."""
+        model = self.pipeline.model
+        source = files.digests(loading.locate(model.source, model.revision))
+        return files.digest_of(
+            {
+                "source": {n: d for n, d in source.items() if not n.startswith(".")},
+                "model": model.model_dump(mode="json", exclude={"source"}),
+                "code": code_digest("compress.artifact"),
+                **self.surroundings(),
+            }
+        )
+
+    def pass_key(self, entry: Entry, before: str) -> str:
+        """Return the key of a pass after the artifact of digest `before`."""
+        plugin = entry.plugin
+        assert isinstance(plugin, Pass)
+        return files.digest_of(
+            {
+                "use": entry.use,
+                "settings": plugin.settings.model_dump(mode="json"),
+                "before": before,
+                "data": {role: self.sources[role].digest for role in sorted(plugin.data_uses())},
+                "code": code_digest(type(plugin).__module__),
+                **self.surroundings(),
+            }
+        )
+
+    def step_folder(self, index: int, name: str, key: str) -> Path:
+        """Return where the step of this key is, or will be."""
+        return self.folder / "steps" / f"{index:02d}-{name}-{key[:12]}"
+
+    # -- artifacts ----------------------------------------------------------------------------------------------
+
+    def model(self) -> Done:
+        """Open the source and keep it as the dense artifact, the parent of all that follows."""
+        model, key = self.pipeline.model, self.model_key()
+
+        def make(context: Context) -> Artifact:
+            opened, tokenizer = loading.open_source(
+                model.source,
+                model.task,
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                dtype=context.dtype,
+                labels=model.labels,
+            )
+            return Artifact(model=opened, tokenizer=tokenizer, task=model.task)
+
+        settings = {**model.model_dump(mode="json"), "digest": key}
+        return self._artifact("model", "dense", key, settings, make, lambda _: None)
+
+    def run_pass(self, entry: Entry, before: Done, facts: Facts) -> Done:
+        """Run one pass on the artifact of the step before it, and hold it to its promises."""
+        plugin = entry.plugin
+        assert isinstance(plugin, Pass)
+        trust = self.pipeline.model.trust_remote_code
+
+        def make(context: Context) -> Artifact:
+            given = Artifact.load(before.folder, trust_remote_code=trust)
+            given.model.to(context.device)  # type: ignore[arg-type]
+            return plugin.run(given, context)
+
+        def ensures(folder: Path) -> None:
+            was = Artifact.load(before.folder, trust_remote_code=trust)
+            now = Artifact.load(folder, trust_remote_code=trust)
+            if set(now.masks) != set(facts.masks):
+                raise BrokenPromise(f"{entry.name}: declared {len(facts.masks)} masks and left {len(now.masks)}")
+            plugin.ensures(was, now)
+
+        key = self.pass_key(entry, artifacts.digest(before.folder))
+        settings = plugin.settings.model_dump(mode="json")
+        uses = plugin.data_uses()
+        return self._artifact(entry.use, entry.name, key, settings, make, ensures, {r: self.sources[r] for r in uses})
+
+    def _artifact(
+        self,
+        use: str,
+        name: str,
+        key: str,
+        settings: Mapping[str, Any],
+        make: Callable[[Context], Artifact],
+        ensures: Callable[[Path], None],
+        data: Mapping[str, Source] | None = None,
+    ) -> Done:
+        index = len(self.done) + 1
+        folder = self.step_folder(index, name, key)
+        cached = (folder / artifacts.CARD).exists()
+        self.console.begin(index, self.count, name, cached)
+        if cached:
+            artifacts.check(folder)
+        else:
+            started = time.monotonic()
+            context = self.context(folder.name, data or {})
+            made = make(context)
+            step = Step(use=use, settings=settings, notes=tuple(self.console.notes))
+            with files.atomic_folder(folder) as new:
+                made.after(step).save(new)
+                del made
+                ensures(new)
+                seconds = time.monotonic() - started
+                files.write_json(new / MEASURED, {"seconds": round(seconds, 3), **self.console.measured})
+            shutil.rmtree(context.folder, ignore_errors=True)
+            self.console.end(seconds)
+        done = Done(
+            index=index, use=use, name=name, folder=folder, cached=cached, measured=files.read_json(folder / MEASURED)
+        )
+        self.done.append(done)
+        return done
+
+    def context(self, name: str, data: Mapping[str, Source]) -> Context:
+        """Return a step's surroundings, with everything random seeded anew."""
+        seed = self.pipeline.run.seed
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        torch.set_num_threads(self.threads)
+        folder = self.folder / "partial" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return Context(
+            folder=folder,
+            device=torch.device(self.compute.device),
+            dtype=getattr(torch, self.compute.dtype),
+            seed=seed,
+            data=dict(data),
+            report=self.console,
+            engines=self.engines,
+        )
+
+    # -- what leaves the house ----------------------------------------------------------------------------------
+
+    def export(self, entry: Entry, source: Done, target: Target | None, name: str, position: Sequence[int]) -> Done:
+        """Export an artifact for a target; an engine is reopened and compared before its folder gets its name."""
+        exporter = entry.plugin
+        assert isinstance(exporter, Exporter)
+        libraries = ("onnx", "onnxscript") if exporter.runtimes else ()
+        key = files.digest_of(
+            {
+                "use": entry.use,
+                "settings": exporter.settings.model_dump(mode="json"),
+                "target": target.model_dump(mode="json") if target else None,
+                "before": artifacts.digest(source.folder),
+                "code": code_digest(type(exporter).__module__),
+                "engines": code_digest("compress.engines"),
+                **self.surroundings(*libraries),
+            }
+        )
+        folder = self.folder / ("engines" if exporter.runtimes else "exports") / name
+        cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
+        self.console.begin(position[0], position[1], f"{entry.name} -> {folder.relative_to(self.folder)}", cached)
+        if cached:
+            self.engines.check(folder) if exporter.runtimes else artifacts.check(folder)
+        else:
+            started = time.monotonic()
+            context = self.context(f"{name}-{key[:12]}", {})
+            given = Artifact.load(source.folder, trust_remote_code=self.pipeline.model.trust_remote_code)
+            with files.atomic_folder(folder) as new:
+                if target is not None and exporter.runtimes:
+                    self.engines.build(given, exporter, target, new, context)
+                else:
+                    exporter.export(given, new, context, target)
+                files.write_json(new / _KEY, {"key": key, "source": source.name})
+                seconds = time.monotonic() - started
+                files.write_json(new / MEASURED, {"seconds": round(seconds, 3), **self.console.measured})
+            shutil.rmtree(context.folder, ignore_errors=True)
+            self.console.end(seconds)
+        return Done(
+            index=position[0],
+            use=entry.use,
+            name=name,
+            folder=folder,
+            cached=cached,
+            measured=files.read_json(folder / MEASURED),
+        )

@@ -1,0 +1,162 @@
+"""What a finished run tells: the content of `report.json`, and the few lines that end its output."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import files, measure, report, tree
+from compress.artifact import Artifact
+from compress.contracts import Facts
+from compress.measure import Measurement
+from compress.pipeline import figures
+from compress.pipeline.runner import Done, Runner
+
+_VERSIONS = ("compress-engine", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+def write(
+    runner: Runner,
+    facts: Sequence[Facts],
+    dense: Done,
+    last: Done,
+    exported: Sequence[Done],
+    engines: Mapping[str, Path],
+) -> dict[str, Any]:
+    """Measure what is not measured yet, write the report into the run folder and return its content."""
+    pipeline = runner.pipeline
+    index = len(runner.done) + len(exported) + 1
+    found = figures.quality(runner, dense, last, engines, index)
+    model = pipeline.model
+    told = {d.name: d for d in exported}
+    content: dict[str, Any] = {
+        "format": report.FORMAT,
+        "name": pipeline.path.stem,
+        "created": time.strftime("%Y-%m-%d %H:%M"),
+        "model": {
+            "source": model.source,
+            "task": model.task,
+            "parameters": facts[0].parameters,
+            "family": facts[0].family,
+        },
+        "steps": [_step(d, runner) for d in runner.done],
+        "layers": _layers(last, facts[-1]),
+        "quality": _quality(found, runner),
+        "engines": [],
+        "versions": _versions(),
+        "machine": _machine(runner),
+        "simulated": [],
+        "measured": [
+            "quality of the engine: on the engine itself, reopened in its runtime",
+            "latency: thread time of both engines, interleaved in fresh processes on this machine",
+        ]
+        if engines
+        else ["quality: on the models, in torch"],
+        "warnings": [],
+    }
+    for place, target in enumerate(pipeline.targets, start=index + 1):
+        names = [n for n in engines if n == target.name or n.startswith(f"{target.name}-")]
+        names.sort(key=lambda n: not n.endswith("-dense"))  # the parent is the reference
+        if not names:
+            continue
+        measured = figures.latency(runner, target, names, engines, place)
+        content["warnings"] += measure.cautions(Measurement.model_validate(measured))
+        content["engines"].append(
+            {
+                "target": target.name,
+                "folder": str(engines[names[-1]].relative_to(runner.folder)),
+                "export": told[names[-1]].use,
+                "settings": target.model_dump(mode="json"),
+                "parity": next(iter(told[names[-1]].measured.get("parity", [])), {}),
+                "latency": measured,
+            }
+        )
+        files.write_json(engines[names[-1]] / "measured.json", {**told[names[-1]].measured, "latency": measured})
+    report.write(runner.folder, content)  # type: ignore[arg-type]
+    return content
+
+
+def headline(content: Mapping[str, Any]) -> list[str]:
+    """Return the run's result in a few lines."""
+    quality = content["quality"]
+    lines = []
+    deltas = {m["name"]: m for m in quality.get("delta", ())}
+    dense = {m["name"]: m for m in quality.get("dense", ())}
+    for metric in quality.get("compressed", ())[:2]:
+        name = metric["name"]
+        text = f"{name}: {metric['value']:.4g}"
+        if name in deltas:
+            d = deltas[name]
+            text += (
+                f" (dense {dense[name]['value']:.4g}; difference {d['value']:+.3g} [{d['low']:+.3g}, {d['high']:+.3g}])"
+            )
+        lines.append(text)
+    for engine in content["engines"]:
+        measured = Measurement.model_validate(engine["latency"])
+        lines.append(f"engine {engine['folder']}:")
+        lines += [f"  {line}" for line in measure.lines(measured)]
+    return lines
+
+
+def _step(done: Done, runner: Runner) -> dict[str, Any]:
+    step = files.read_json(done.folder / "compress.json")["lineage"][-1]
+    measured = {k: v for k, v in done.measured.items() if k != "seconds"}
+    return {
+        "index": done.index,
+        "use": done.use,
+        "name": done.name,
+        "settings": step["settings"],
+        "seconds": done.measured["seconds"],
+        "cached": done.cached,
+        "notes": step["notes"],
+        "measured": measured,
+    }
+
+
+def _layers(last: Done, facts: Facts) -> list[dict[str, Any]]:
+    weights = tree.block_linears(Artifact.load(last.folder).model)
+    return [
+        {
+            "name": name,
+            "shape": list(linear.weight.shape),
+            "sparsity": round(float((linear.weight == 0).float().mean()), 6),
+            "pattern": facts.masks[name].pattern if name in facts.masks else None,
+        }
+        for name, linear in weights.items()
+    ]
+
+
+def _quality(found: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    child = found["compressed"]
+    data = runner.pipeline.data["evaluation"]
+    quality = {
+        "data": f"{data.source}, {data.windows} windows of {data.length} tokens",
+        "dense": (child["parent"] or child)["metrics"],
+        "compressed": child["metrics"] if child["parent"] else [],
+        "delta": child["deltas"],
+    }
+    engines = list(found["engines"].values())
+    return {**quality, "engine": engines[0]["metrics"]} if engines else quality
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine(runner: Runner) -> dict[str, Any]:
+    machine = {"system": platform.system(), "processor": platform.machine(), "threads of the passes": runner.threads}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
