@@ -189,8 +189,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def encode(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Run an encoder: int64 [batch, tokens] twice -> float [batch, labels or hidden]."""
+    def encode(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run an encoder: int64 [batch, tokens] each -> float [batch, labels or hidden]; types are 0 unless given."""
 
     @abstractmethod
     def empty_past(self, batch: int) -> Past:

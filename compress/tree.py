@@ -114,6 +114,17 @@ def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
     return state
 
 
+def positions(model: PreTrainedModel) -> int | None:
+    """Return the longest sequence that the model takes, None without a limit of its own.
+
+    RoBERTa's first position comes after its padding index, so that its table has that many rows more.
+    """
+    rows: int | None = getattr(model.config, "max_position_embeddings", None)
+    tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
+    unused = next((m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None), 0)
+    return rows - unused if rows is not None else None
+
+
 def facts(model: PreTrainedModel, task: Task) -> Facts:
     """Return what is known of the model from its shapes alone; a model on `meta` will do."""
     found = head(model)
@@ -128,7 +139,7 @@ def facts(model: PreTrainedModel, task: Task) -> Facts:
         head=(found[0], (found[1].out_features, found[1].in_features)) if found else None,
         parameters=sum(p.numel() for p in model.parameters()),
         vocabulary=config.vocab_size,
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions(model),
         blocks=len(blocks(model)),
     )
 
