@@ -7,8 +7,8 @@ stay.  Counts are exact, ties go by position, an earlier mask is kept and counts
 Papers: Han et al. 2015, Learning both Weights and Connections for Efficient Neural Networks (arXiv 1506.02626);
 Zhu and Gupta 2017, To Prune, or Not to Prune (arXiv 1710.01878).
 
-Cost: one selection per matrix, linear in its size, about 30 s per billion weights on one core; no data.  Scope `global` holds the
-scores of all chosen linears at once, about 30 bytes a weight.
+Cost: one selection per matrix, linear in its size, about 30 s per billion weights on one core; no data.  Scope
+`global` holds the scores of all chosen linears at once, about 30 bytes a weight.
 Keeps: every weight that stays, bit for bit; biases, norms, embeddings and head are not touched.
 Helps: as the start of retraining (`perp`) up to moderate sparsity, and as the baseline any better score must beat.
 Hurts: language models without retraining: activations have outlier channels that |W| does not see, and from 50 % on the
