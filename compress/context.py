@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from compress.artifact import Artifact
     from compress.data import Source
     from compress.engines import Engines
 
@@ -79,6 +80,7 @@ class Context:
         data: the sources by role (`calibration`, `training`); only those that the pass declares.
         report: where progress, notes and figures go.
         engines: the one way to an engine.
+        parent: opens the dense parent, a fresh copy each time.
     """
 
     folder: Path
@@ -88,3 +90,4 @@ class Context:
     data: dict[str, Source] = field(default_factory=dict)
     report: Report = field(default_factory=QuietReport)
     engines: Engines | None = None
+    parent: Callable[[], Artifact] | None = None

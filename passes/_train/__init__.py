@@ -1,0 +1,58 @@
+"""The one training loop: AdamW over named tensors, the same bytes whether it ran through or was killed and resumed.
+
+What a step draws (data, dropout) comes from the seed and the step's number alone, so the state is small: the trained
+tensors, AdamW's moments and the curve.  It is written before an update and after the loss of that very state proved
+finite, so what is on disk is always good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from compress.context import Context
+from passes._train.loop import Loop
+from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, lr_factor, recomputed
+
+__all__ = ["Group", "TrainSettings", "Trained", "autocast", "draw", "frozen", "lr_factor", "recomputed", "train_"]
+
+
+def train_(
+    groups: Sequence[Group],
+    loss_of: Callable[[int], Tensor],
+    settings: TrainSettings,
+    context: Context,
+    *,
+    name: str = "train",
+    curve: str | None = "loss",
+    validate: Callable[[], float] | None = None,
+    every: int = 20,
+) -> Trained:
+    """Train the groups' tensors in place.
+
+    Args:
+        groups: what is trained; nothing else may need a gradient.
+        loss_of: the mean loss of batch i, i = 0, 1, 2, ..., the same whenever it is asked for.
+        settings: how.
+        context: device, seed, and where checkpoints and figures go.
+        name: of the bar and the checkpoint; unique within a pass.
+        curve: under which (step, loss, learning rate of the first group) is recorded; None = nowhere.
+        validate: a value, the lower the better; the state with the lowest stays, the first one included, and training
+            stops when it no longer falls.
+        every: steps between two validations.
+
+    Raises:
+        Diverged: a loss, a gradient or a tensor is NaN or infinite, or the loss ran away; the tensors are then what
+            the last checkpoint, which stays, holds.
+    """
+    loop = Loop(groups, settings, context, name, curve, validate)
+    if loop.path.exists():
+        loop.load()
+    for step, value in enumerate(loop.done.curve):
+        loop.record(step, value)
+    with context.report.bar(name, settings.steps, loop.step) as bar:
+        while loop.step < settings.steps and (validate is None or loop.step % every or loop.improves()):
+            loop.advance(loss_of, bar)
+    loop.finish()
+    return loop.done

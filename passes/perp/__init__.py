@@ -1,0 +1,122 @@
+"""PERP: retrain a pruned model through a few of its parameters; every zero stays zero.
+
+Formula: biases, norms and the head's low-rank update are trained beside one reparametrisation of the pruned linears:
+
+    mask_lora    What = M * (W + s B A)                 merged as it trained
+    scale_lora   What = W * (B A)                       merged as it trained
+    lora_prune   What = W + s B A, dense while training merged to W + M * s B A: a jump, reported
+    lora         What = W + s B A                       merged as it trained: fills the zeros and drops the mask
+
+with s = alpha / rank.  Mode `retrain` minimises the loss of the task end to end; mode `reconstruct` goes block by block
+and minimises the squared error of each attention|MLP window (or block) to the dense parent's output on the same input,
+on calibration windows; a part of them is held out, and the state that is best there stays, so it never gets worse.
+
+Paper: Zimmer et al. 2023, PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs (arXiv 2312.15230); windows
+after Free Lunch in LLM Compression (arXiv 2510.14444).
+
+Cost: the time of full retraining, at optimizer memory of the trained share alone; `reconstruct` holds the dense parent
+beside the model.  Trained: norms and biases, and rank * (out + in) a linear.
+Keeps: masks, every zero, tied embeddings, all that is not trained bit for bit.  Dropout is off.
+Helps: after one-shot pruning, the more the higher the sparsity.
+Hurts: `lora_prune` at high sparsity (the jump); long reconstruction on few windows fits their text, not the language.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import DataUse, Estimate, Facts, MaskFact, Pass
+from compress.errors import BrokenPromise
+from passes import _masks
+from passes.perp import reconstruct, retrain
+from passes.perp.settings import PerpSettings
+from passes.perp.subsets import choose, classifier
+
+
+class Perp(Pass):
+    """Retrain a small share of the parameters under the mask."""
+
+    Settings = PerpSettings
+    uses = frozenset[DataUse]({"calibration", "training"})
+    settings: PerpSettings
+
+    def data_uses(self) -> frozenset[DataUse]:
+        """Return the role that the mode reads."""
+        return frozenset({"training" if self.settings.mode == "retrain" else "calibration"})
+
+    def plan(self, facts: Facts) -> Facts:
+        """Return the facts of the trained model; plain `lora` takes the masks of its linears away.
+
+        Raises:
+            BadSettings: a subset that the model does not have, forms that exclude each other, a form without a mask,
+                a tied head, or settings of the other mode.
+        """
+        unmasked = choose(self.settings, facts).unmasked
+        return facts.after(masks={n: m for n, m in facts.masks.items() if n not in unmasked}, trained=True)
+
+    def estimate(self, facts: Facts) -> Estimate:
+        """Return the cost; the classifier of a task model is not counted, for its size is not among the facts.
+
+        The longest sequence counted is 512 tokens, and a core does 3e10 products a second.
+        """
+        given = self.settings
+        trained = choose(given, facts).trainable(facts, given.rank)
+        width = sum(inputs for _, inputs in facts.shapes.values())
+        products = sum(out * inputs for out, inputs in facts.shapes.values())
+        head = facts.vocabulary if facts.task == "causal-lm" and given.mode == "retrain" else 0
+        tokens = given.batch * min(facts.positions or 512, 512)
+        kept = 4 * tokens * (3 * width // (facts.blocks if given.mode == "reconstruct" else 1) + 3 * head)
+        models = 2 if given.mode == "reconstruct" else 1
+        steps = (
+            given.steps * given.accumulation * (2 if given.mode == "reconstruct" and given.window == "module" else 1)
+        )
+        return Estimate(
+            trainable=trained,
+            peak_mib=(4 * models * facts.parameters + 16 * trained + kept) / 2**20,
+            disk_mib=(4 * facts.parameters + 12 * trained) / 2**20,
+            seconds=steps * 3 * tokens * (products + head * width // max(len(facts.shapes), 1)) / 3e10,
+        )
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Train what was chosen, merge, and give the model back with nothing but plain linears in it."""
+        given, model = self.settings, artifact.model
+        facts = tree.facts(model, artifact.task)
+        facts = facts.after(
+            masks={n: MaskFact("unstructured", _masks.sparsity_of([m])) for n, m in artifact.masks.items()}
+        )
+        chosen = choose(given, facts)
+        trained = chosen.trainable(facts, given.rank)
+        if chosen.classifier:
+            sizes = dict(model.named_parameters())
+            trained += sum(sizes[n].numel() for n in classifier(model) if n not in chosen.small)
+        share = f"{trained:,} of {facts.parameters:,} parameters ({trained / facts.parameters:.3%})"
+        low = f", rank {given.rank} and scale {given.scale:g} on {len(chosen.linears)} linears" if chosen.form else ""
+        context.report.note(f"trains {share}: {', '.join(given.train)}{low}")
+        context.report.record("trainable", trained)
+        mode = retrain if given.mode == "retrain" else reconstruct
+        mode.run_(artifact, chosen, given, context)
+        return artifact.after(masks={n: m for n, m in artifact.masks.items() if n not in chosen.unmasked})
+
+    def ensures(self, before: Artifact, after: Artifact) -> None:
+        """Check the masks, every zero under them, and that what is not trained kept its bits."""
+        facts = tree.facts(before.model, before.task)
+        chosen = choose(self.settings, facts.after(masks={n: MaskFact("unstructured", 0.0) for n in before.masks}))
+        if after.masks.keys() != before.masks.keys() - chosen.unmasked:
+            raise BrokenPromise(f"masks came or went: {', '.join(sorted(after.masks.keys() ^ before.masks.keys()))}")
+        linears = tree.block_linears(after.model)
+        for name, mask in after.masks.items():
+            if not torch.equal(mask, before.masks[name]):
+                raise BrokenPromise(f"{name}: its mask changed")
+            if torch.any(linears[name].weight.detach()[~mask] != 0):
+                raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
+        if tree.tied(before.model) != tree.tied(after.model):
+            raise BrokenPromise("head and input embedding are no longer tied as they were")
+        old, new = before.model.state_dict(), after.model.state_dict()
+        if old.keys() != new.keys():
+            raise BrokenPromise(f"tensors came or went: {', '.join(sorted(old.keys() ^ new.keys()))}")
+        for name in old.keys() - chosen.changes(before.model):
+            if not _masks.same_bits(old[name], new[name]):
+                raise BrokenPromise(f"{name}: changed, though it is not trained")
