@@ -75,23 +75,23 @@ def feeds(session: ort.InferenceSession, batch: int, past: int, new: int) -> dic
         if i.name.startswith("past_key_values."):
             arrays[i.name] = rng.standard_normal((batch, i.shape[1], past, i.shape[3]))
         elif i.name not in arrays:
-            fault(f"the graph takes an input {i.name!r}, which the clock cannot fill; known: {', '.join(arrays)}")
+            raise ValueError(f"the clock cannot fill the input {i.name!r}; it knows {', '.join(arrays)}")
     return {i.name: np.ascontiguousarray(arrays[i.name], dtype=TYPES[i.type]) for i in session.get_inputs()}
 
 
 def caller(session: Any, folder: Path, args: argparse.Namespace, past: int, new: int) -> Callable[[], None]:
     """Return a call that runs the graph once, inputs and outputs staying on the device; try it."""
     binding = session.io_binding()
-    for name, array in feeds(session, args.batch, past, new).items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, args.device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, args.device)
 
     def run() -> None:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
     try:
+        for name, array in feeds(session, args.batch, past, new).items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, args.device, 0))
+        for output in session.get_outputs():
+            binding.bind_output(output.name, args.device)
         run()
     except Exception as error:
         fault(f"{folder}: cannot run {args.batch} x {new} tokens after {past}:", error)

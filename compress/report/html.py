@@ -66,5 +66,7 @@ def told(value: Any) -> Any:
         case dict():
             return ", ".join(f"{plain(k)} {told(v)}" for k, v in value.items()) or "none"
         case list() | tuple():
-            return ", ".join(str(told(v)) for v in value) or "none"
+            return ("; " if any(isinstance(v, dict) for v in value) else ", ").join(
+                str(told(v)) for v in value
+            ) or "none"
     return str(value)

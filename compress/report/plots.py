@@ -54,10 +54,10 @@ def thinned(points: Curve) -> list[Sequence[float]]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Return the running mean over a twelfth of the curve, centred, the window shrinking at both ends."""
+    """Return the running mean over a twelfth of the curve, centred, the window cut off at both ends."""
     half = max(1, len(values) // 24)
-    spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
-    return [sum(values[i - s : i + s + 1]) / (2 * s + 1) for i, s in enumerate(spans)]
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:

@@ -31,7 +31,7 @@ def quality(content: Mapping[str, Any]) -> Html | None:
     def cell(part: str, name: str) -> Any:
         metric = tables[part].get(name)
         if not metric:
-            return tag("span", "none", cls="soft")
+            return ""
         if part == "delta":
             between = words.interval(metric, signed=True)
             main: Any = changed(words.moved(metric, tables["dense"].get(name)))

@@ -71,7 +71,7 @@ def _card(target: str, measured: Measurement) -> Html:
         ["Tokens per second", *(f"{e.tokens_per_second:,.0f}" for e in engines)],
         ["Peak memory", *(words.mib(e.memory_mib) for e in engines)],
         ["Engine file", *(words.mib(e.file_mib) for e in engines)],
-        ["Loading", *(f"{e.load_seconds:.2f} s" for e in engines)],
+        ["Loading", *(words.milliseconds(1000 * e.load_seconds) for e in engines)],
         ["Spread of the blocks", *(_spreads(e) for e in engines)],
     ]
     flags = cautions(measured)

@@ -50,7 +50,7 @@ def direction(name: str) -> str:
 
 def amount(metric: Mapping[str, Any], value: float, *, signed: bool = False) -> str:
     """Return a value of the metric with sensible digits."""
-    text = f"{100 * value:.1f}%" if metric["name"] in _SHARES else digits(value, 4)
+    text = f"{100 * value:.1f}%" if metric["name"] in _SHARES else digits(value, 3 if signed else 4)
     return f"+{text}" if signed and value > 0 else text
 
 
