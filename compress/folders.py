@@ -5,14 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from compress import files, registry
-from compress.contracts import Exporter, Settings, Target, Task
+from compress.contracts import Exporter, Target, Task
 from compress.errors import BadModel, BadSettings, Unavailable
-from compress.settings.faults import validated
-
-S = TypeVar("S", bound=Settings)
+from compress.settings.faults import checked
 
 Kind = Literal["run", "engine", "artifact", "model"]
 _SIGNS: tuple[tuple[str, Kind], ...] = (
@@ -160,23 +158,14 @@ def export(
 
 def _exporter(use: str, settings: Mapping[str, Any]) -> Exporter:
     found = registry.load("exporters", use, Exporter)
-    exporter = found(_validated(found.Settings, settings, use))
+    exporter = found(checked(found.Settings, settings, use))
     if missing := exporter.available():
         raise Unavailable(f"{use}: {missing}")
     return exporter
 
 
 def _target(given: Target | Mapping[str, Any] | None) -> Target:
-    return given if isinstance(given, Target) else _validated(Target, given or {}, "target")
-
-
-def _validated(model: type[S], content: Mapping[str, Any], what: str) -> S:
-    """Return settings that came without a file; all faults at once."""
-    faults: list[str] = []
-    found = validated(model, content, lambda key, words: faults.append(f"{'.'.join(map(str, (what, *key)))}: {words}"))
-    if found is None:
-        raise BadSettings("\n".join(faults))
-    return found
+    return given if isinstance(given, Target) else checked(Target, given or {}, "target")
 
 
 def _opened(source: Path | str, task: Task, trust_remote_code: bool) -> Any:

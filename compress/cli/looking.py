@@ -38,9 +38,11 @@ def list_(name: str | None, as_json: bool) -> None:
         return
     click.echo(card.text)
     if card.settings:
-        rows = [("setting", "type", "default", "range", "meaning")]
-        rows += [(s.name, s.type, s.default or "(must be given)", s.range, s.description) for s in card.settings]
-        click.echo(f"\n{columns(rows)}")
+        click.echo("\nSettings, with their defaults:")
+    for one in card.settings:
+        limits = f" {one.range}" if one.range else ""
+        click.echo(f"  {one.name} = {one.default or '(must be given)'}  # {one.type}{limits}")
+        click.echo(f"      {one.description}")
 
 
 @verb("compress show runs/demo", "compress show runs/demo/engines/laptop")

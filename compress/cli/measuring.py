@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +14,49 @@ from compress.cli.verbs import verb
 
 if TYPE_CHECKING:
     from compress.contracts import Task
+    from compress.data.settings import DataSettings
 
-TASKS = ("causal-lm", "classification", "regression", "embedding")
+_TASKS = ("causal-lm", "classification", "regression", "embedding")
+_TASK = click.option(
+    "--task", type=click.Choice(_TASKS), default="causal-lm", show_default=True, help="Of a model that is no artifact."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _pairs(option: str, table: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name = f"{option.lstrip('-')}_pairs"
+    return click.option(option, name, multiple=True, metavar="KEY=VALUE", help=f"A key of {table}, as TOML; repeats.")
 
 
 @verb(
     "compress evaluate runs/demo/engines/laptop",
-    "compress evaluate out/model --parent gpt2 --data corpus.txt",
+    "compress evaluate out/model --parent gpt2 --data corpus.txt --set length=512",
 )
 @click.argument("path")
-@click.option(
-    "--data", help="A text, a folder, a hub data set or a built-in corpus; python-docs, held out, by default."
-)
-@click.option("--parent", help="A dense model to compare with: KL divergence, agreement, paired intervals.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(path: str, data: str | None, parent: str | None, as_json: bool) -> None:
+@click.option("--data", help="A source as in [data.evaluation], or a pipeline file for its; else python-docs.")
+@_pairs("--set", "[data.evaluation]")
+@click.option("--parent", help="The dense model: adds KL divergence, agreement and paired differences.")
+@_TASK
+@click.option("--device", default="cpu", show_default=True, help="Where models run; engines know theirs.")
+@_JSON
+def evaluate(
+    path: str, data: str | None, set_pairs: tuple[str, ...], parent: str | None, task: Task, device: str, as_json: bool
+) -> None:
     """Measure the quality of a model, an artifact or an engine.
 
     PATH is a folder of one of them, a hub id or "demo".
     """
-    raise NotImplementedError
+    from compress.evaluate.paths import evaluate_path
+
+    found = evaluate_path(path, _data(data, _table(set_pairs)), parent, task=task, device=device)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    click.echo(f"{path} ({found.kind}), with 95 % intervals:")
+    click.echo("\n".join(f"  {metric}" for metric in found.metrics))
+    if found.deltas:
+        click.echo(f"minus {parent}, paired:")
+        click.echo("\n".join(f"  {delta}" for delta in found.deltas))
 
 
 @verb(
@@ -43,7 +68,7 @@ def evaluate(path: str, data: str | None, parent: str | None, as_json: bool) -> 
 @click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="New tokens at most.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Draw from the k likeliest; 0 = all."
+    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Likeliest to draw from; 0: all."
 )
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of sampling.")
@@ -51,16 +76,20 @@ def generate(
     engine: Path, prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int
 ) -> None:  # fmt: skip
     """Continue PROMPT with an ENGINE folder, streaming."""
-    raise NotImplementedError
+    from compress.generate import generate_path
+
+    for piece in generate_path(engine, prompt, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed):
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 @verb(
     "compress compare runs/first runs/second",
-    "compress compare runs/demo/engines/laptop runs/demo/engines/laptop-dense",
+    "compress compare runs/demo/engines/laptop-dense runs/demo/engines/laptop",
 )
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Time two engines, or those of two runs, interleaved.
 
@@ -79,15 +108,11 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 @click.argument("source")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--use", default="onnx", show_default=True, help="The exporter.")
-@click.option(
-    "--task", type=click.Choice(TASKS), default="causal-lm", show_default=True, help="Of a model that is no artifact."
-)
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting of the exporter, as TOML; repeats.")
-@click.option(
-    "--target", "target_pairs", multiple=True, metavar="KEY=VALUE", help="A key of [[target]], as TOML; repeats."
-)
+@_pairs("--set", "the exporter's settings")
+@_pairs("--target", "[[target]]")
+@_TASK
 def export(
-    source: str, folder: Path, use: str, task: Task, pairs: tuple[str, ...], target_pairs: tuple[str, ...]
+    source: str, folder: Path, use: str, set_pairs: tuple[str, ...], target_pairs: tuple[str, ...], task: Task
 ) -> None:
     """Export an artifact or a model as a verified engine.
 
@@ -95,21 +120,35 @@ def export(
     """
     from compress import folders
 
-    made = folders.export(source, folder, use=use, target=_table(target_pairs), settings=_table(pairs), task=task)
-    click.echo(made)
+    settings, target = _table(set_pairs), _table(target_pairs)
+    click.echo(folders.export(source, folder, use=use, target=target, settings=settings, task=task))
+
+
+def _data(source: str | None, given: dict[str, Any]) -> DataSettings:
+    """Return the settings of `[data.evaluation]`: those of a pipeline file, or of a source."""
+    from compress import settings
+    from compress.data.settings import DataSettings
+    from compress.settings.faults import checked
+
+    table = DataSettings.defaults("evaluation")
+    if source and source.endswith(".toml"):
+        table = settings.read(source).data["evaluation"].model_dump(mode="json")
+    elif source:
+        table["source"] = source
+    return checked(DataSettings, table | given, "data.evaluation")
 
 
 def _table(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Read KEY=VALUE pairs as TOML; a bare word is a text."""
     table: dict[str, Any] = {}
     for pair in pairs:
-        key, sign, value = pair.partition("=")
+        key, sign, value = (part.strip() for part in pair.partition("="))
         if not sign:
             raise click.UsageError(f"{pair!r} must be KEY=VALUE")
         try:
-            table |= tomllib.loads(f"{key.strip()} = {value}")
+            table[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            table[key.strip()] = value
+            table[key] = value
     return table
 
 

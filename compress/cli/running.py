@@ -21,9 +21,12 @@ _FOLDER = click.option("--folder", type=click.Path(path_type=Path), help="Run fo
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the log is written all the same.")
 def run(file: Path, folder: Path | None, quiet: bool) -> None:
     """Run a pipeline FILE; run it again to go on where it stopped."""
+    from compress import settings
+
+    opened = settings.read(file)  # before seconds of imports, so that a fault of the file is told at once
     from compress import pipeline
 
-    pipeline.run(file, folder=folder, quiet=quiet)
+    pipeline.run(opened, folder=folder, quiet=quiet)
 
 
 @verb("compress check pipeline.toml", "compress check --schema > pipeline.schema.json")

@@ -110,6 +110,19 @@ def validated(
     return None
 
 
+def checked(model: type[S], content: Mapping[str, Any], what: str) -> S:
+    """Return settings that came without a file.
+
+    Raises:
+        BadSettings: all that is wrong with them, a line each: `what.key: what is wrong`.
+    """
+    faults: list[str] = []
+    found = validated(model, content, lambda key, words: faults.append(f"{'.'.join(map(str, (what, *key)))}: {words}"))
+    if found is None:
+        raise BadSettings("\n".join(faults))
+    return found
+
+
 def got(value: Any) -> str:
     """Return `, got <value>` as TOML writes it, cut short."""
     shown = str(value).lower() if isinstance(value, bool) else repr(value)

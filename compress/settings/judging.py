@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from compress.contracts import Exporter, Facts, Pass, Target
 from compress.errors import BadSettings, UserFault
 from compress.settings.faults import Faults, got
 from compress.settings.tables import Entry, Pipeline
+
+_TEXTS = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
 
 
 def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
@@ -106,6 +110,15 @@ def _judge_data(pipeline: Pipeline, facts: Facts | None, faults: Faults) -> None
     used = {role for e in pipeline.passes if isinstance(e.plugin, Pass) for role in e.plugin.data_uses()}
     for role, settings in pipeline.data.items():
         path = ("data", role)
+        if _is_missing(settings.source):
+            faults.add((*path, "source"), f"no such file or folder{got(settings.source)}")
         positions = facts.positions if facts else None
         if role in used | {"evaluation"} and positions is not None and settings.length > positions:
             faults.add((*path, "length"), f"the model takes at most {positions} tokens{got(settings.length)}; lower it")
+
+
+def _is_missing(source: str) -> bool:
+    """Tell whether a source can only be a path, and nothing is there; what may be a hub id is not asked for here."""
+    path = Path(source).expanduser()
+    is_path = path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix in _TEXTS
+    return is_path and not path.exists()
