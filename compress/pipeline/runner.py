@@ -208,7 +208,11 @@ class Runner:
             data=dict(data),
             report=self.console,
             engines=self.engines,
+            parent=self._parent if self.done else None,
         )
+
+    def _parent(self) -> Artifact:
+        return Artifact.load(self.done[0].folder, trust_remote_code=self.pipeline.model.trust_remote_code)
 
     # -- what leaves the house ----------------------------------------------------------------------------------
 
