@@ -28,7 +28,7 @@ import torch
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, MaskFact, Pass
+from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BrokenPromise
 from passes import _masks
 from passes.perp import reconstruct, retrain
@@ -84,9 +84,7 @@ class Perp(Pass):
         """Train what was chosen, merge, and give the model back with nothing but plain linears in it."""
         given, model = self.settings, artifact.model
         facts = tree.facts(model, artifact.task)
-        facts = facts.after(
-            masks={n: MaskFact("unstructured", _masks.sparsity_of([m])) for n, m in artifact.masks.items()}
-        )
+        facts = facts.after(masks={n: _masks.fact(m) for n, m in artifact.masks.items()})
         chosen = choose(given, facts)
         trained = chosen.trainable(facts, given.rank)
         if chosen.classifier:
@@ -103,7 +101,7 @@ class Perp(Pass):
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the masks, every zero under them, and that what is not trained kept its bits."""
         facts = tree.facts(before.model, before.task)
-        chosen = choose(self.settings, facts.after(masks={n: MaskFact("unstructured", 0.0) for n in before.masks}))
+        chosen = choose(self.settings, facts.after(masks={n: _masks.fact(m) for n, m in before.masks.items()}))
         if after.masks.keys() != before.masks.keys() - chosen.unmasked:
             raise BrokenPromise(f"masks came or went: {', '.join(sorted(after.masks.keys() ^ before.masks.keys()))}")
         linears = tree.block_linears(after.model)
