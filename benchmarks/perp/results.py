@@ -1,0 +1,68 @@
+"""One JSON line per finished cell, appended whole; a killed run loses the cell it was in and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserFault
+
+Row = dict[str, Any]
+
+
+class Results:
+    """The file of one run: a first line with its setup, then one line per finished cell.
+
+    Args:
+        path: the file; made when absent.
+        setup: what all cells share; a file with another setup is refused.
+
+    Raises:
+        UserFault: the file holds a run with another setup.
+    """
+
+    def __init__(self, path: Path, setup: Row) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = read(path)
+        if not lines:
+            path.write_bytes(b"")
+            self._append({"setup": setup})
+        elif lines[0]["setup"] != setup:
+            old = lines[0]["setup"]
+            differs = ", ".join(f"{k} {old.get(k)!r} -> {setup.get(k)!r}" for k in setup if old.get(k) != setup[k])
+            raise UserFault(f"{path}: holds a run with another setup ({differs}); give another --name")
+        else:
+            _cut_torn_line(path)
+        self.rows: dict[str, Row] = {line["key"]: line for line in lines[1:]}
+
+    def add(self, row: Row) -> None:
+        """Append one finished cell, whole or not at all."""
+        self.rows[row["key"]] = row
+        self._append(row)
+
+    def _append(self, row: Row) -> None:
+        line = (json.dumps(row, separators=(",", ":")) + "\n").encode()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: Path) -> list[Row]:
+    """Return every whole line of a results file; a last line that a kill tore is left out."""
+    if not path.exists():
+        return []
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.splitlines()] if newline else []
+
+
+def _cut_torn_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
