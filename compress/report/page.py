@@ -51,9 +51,8 @@ def _verdict(content: Mapping[str, Any]) -> list[str]:
     said = []
     if layers := content.get("layers"):
         share = words.sparsity(layers)
-        said.append(
-            f"{share:.0%} of the weights in the model's blocks are zero now." if share else "No weight was pruned."
-        )
+        zeros = f"{share:.0%} of the weights in the model's blocks are zero now."
+        said.append(zeros if share > words.PRUNED else "No weight was pruned.")
     dense, now, delta = _main_metric(content)
     if dense and now:
         clear = words.moved(delta, dense) if delta else None
@@ -91,5 +90,7 @@ def _main_metric(content: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Return the first metric that both models have: dense, compressed, difference; None for what is missing."""
     quality = content.get("quality") or {}
     tables = [{m["name"]: m for m in quality.get(part, ())} for part in ("dense", "compressed", "delta")]
-    shared = [n for n in tables[1] if n in tables[0]] or list(tables[1])
-    return tuple(t.get(shared[0]) if shared else None for t in tables)  # type: ignore[return-value]
+    if not tables[1]:  # nothing was compressed: the dense model is all there is
+        return None, next(iter(tables[0].values()), None), None
+    name = next((n for n in tables[1] if n in tables[0]), next(iter(tables[1])))
+    return tables[0].get(name), tables[1][name], tables[2].get(name)

@@ -15,12 +15,11 @@ POINTS = 240  # drawn at most
 
 
 def curve(points: Curve, x_label: str, y_label: str) -> Html:
-    """Return a line plot: the values faint, and, when there are many, their running mean strong."""
-    points = thinned([p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])])
+    """Return a line plot of finite values: faint, and, when there are many, their running mean strong."""
+    points = thinned(points)
     xs, ys = [p[0] for p in points], [p[1] for p in points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs), whole=True), ticks(min(ys), max(ys))
-    x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
-    y0, y1 = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+    (x0, x1), (y0, y1) = _range(xs), _range(ys)
+    x_ticks, y_ticks = ticks(x0, x1, whole=True), ticks(y0, y1)
 
     def at(x: float, y: float) -> tuple[float, float]:
         right, up = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
@@ -47,7 +46,8 @@ def curve(points: Curve, x_label: str, y_label: str) -> Html:
 
 
 def thinned(points: Curve) -> list[Sequence[float]]:
-    """Return at most `POINTS` points: means of equal runs of neighbours."""
+    """Return at most `POINTS` points: means of equal runs of neighbours; what is not finite is left out."""
+    points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     size = math.ceil(len(points) / POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)] if size else []
     return [[sum(column) / len(group) for column in zip(*(p[:2] for p in group), strict=True)] for group in groups]
@@ -82,6 +82,13 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
         for label, value, text in rows
     ]  # fmt: skip
     return tag("div", *lines, cls="bars")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest, widened where all are equal."""
+    low, high = min(values), max(values)
+    room = 0.0 if high > low else abs(low) / 2 or 1.0
+    return low - room, high + room
 
 
 def _px(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,12 @@ from compress.report.html import Html, changed, facts, join, part, plain, table,
 from compress.report.timing import speed
 
 _CURVES = 8  # plots of one step
+_PARITY = {
+    "shapes": "input shapes compared",
+    "logits": "outputs, at most",
+    "past": "keys and values, at most",
+    "agreement": "equal best choices, share",
+}
 Section = Callable[[Mapping[str, Any]], Html | None]
 
 
@@ -55,7 +62,7 @@ def quality(content: Mapping[str, Any]) -> Html | None:
 def layers(content: Mapping[str, Any]) -> Html | None:
     """Return the share of zeros per layer: a map of blocks by linears, or bars where names tell no block."""
     found = content.get("layers") or []
-    if not any(layer["sparsity"] for layer in found):
+    if not any(layer["sparsity"] > words.PRUNED for layer in found):
         return None
     patterns = sorted({str(layer["pattern"]) for layer in found if layer.get("pattern")})
     about = f"Share of zero weights in each linear layer, {words.sparsity(found):.1%} in all"
@@ -95,7 +102,7 @@ def training(content: Mapping[str, Any]) -> Html | None:
     """Return the curves that steps recorded."""
     figures = []
     for step in content.get("steps", ()):
-        curves = [(k, v) for k, v in (step.get("measured") or {}).items() if _is_curve(v)]
+        curves = [(k, v) for k, v in (step.get("measured") or {}).items() if _is_curve(v) and _finite(v)]
         for name, points in curves[:_CURVES]:
             first, last = (plots.smooth([p[1] for p in plots.thinned(points)])[i] for i in (0, -1))
             rates = [p[2] for p in points if len(p) > 2]
@@ -117,6 +124,10 @@ def _is_curve(value: Any) -> bool:
             isinstance(p, list | tuple) and len(p) > 1 and all(isinstance(x, int | float) for x in p) for p in value
         )
     )
+
+
+def _finite(points: Any) -> bool:
+    return any(math.isfinite(p[0]) and math.isfinite(p[1]) for p in points)
 
 
 def lineage(content: Mapping[str, Any]) -> Html | None:
@@ -142,8 +153,9 @@ def parity(content: Mapping[str, Any]) -> Html | None:
     """Return how close each engine is to the model it was made from."""
     cards = []
     for engine in content.get("engines", ()):
+        found = [(_PARITY.get(k, k), v) for k, v in (engine.get("parity") or {}).items()]
         pairs = [("folder", tag("code", engine["folder"])), ("export", engine.get("export"))]
-        pairs += [*(engine.get("settings") or {}).items(), *(engine.get("parity") or {}).items()]
+        pairs += [*(engine.get("settings") or {}).items(), *found]
         cards.append(
             tag("div", tag("h3", engine["target"]), facts((k, v) for k, v in pairs if v is not None), cls="card")
         )

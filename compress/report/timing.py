@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compress.measure import Figures, Measurement, Phase, Time, cautions
+from compress.measure import Figures, Measurement, Phase, Time, cautions, labels
 from compress.report import plots, words
 from compress.report.html import Html, changed, part, table, tag
 
@@ -55,14 +55,14 @@ def engine_tiles(target: str, measured: Measurement) -> list[Html]:
 def speed(content: Mapping[str, Any]) -> Html | None:
     """Return per engine the times, memory and size beside the dense engine's."""
     measured = [(engine["target"], latency_of(engine)) for engine in content.get("engines", ())]
-    cards = [_card(target, m) for target, m in measured if m]
+    cards = [_card(target, m, content.get("warnings", ())) for target, m in measured if m]
     about = "Engines are timed in turns on the same machine; in brackets the 95 % interval of the ratio."
     return part("Speed, memory and size", about, *cards) if cards else None
 
 
-def _card(target: str, measured: Measurement) -> Html:
+def _card(target: str, measured: Measurement, said: Sequence[str]) -> Html:
     request, engines = measured.request, measured.engines
-    names = ["Dense", "Compressed"] if len(engines) == 2 else ["Engine"] * len(engines)
+    names = ["Dense", "Compressed"] if len(engines) == 2 else labels([e.folder for e in engines])
     m = measured.machine
     what = ", ".join(f"{k} {v}" for k, v in request.items())
     how = f"{what}. Clock: {measured.clock}, {measured.cache}, {measured.processes} processes. "
@@ -74,7 +74,7 @@ def _card(target: str, measured: Measurement) -> Html:
         ["Loading", *(words.milliseconds(1000 * e.load_seconds) for e in engines)],
         ["Spread of the blocks", *(_spreads(e) for e in engines)],
     ]
-    flags = cautions(measured)
+    flags = [flag for flag in cautions(measured) if flag not in said]
     return tag(
         "div",
         tag("h3", target),

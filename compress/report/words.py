@@ -9,6 +9,7 @@ from typing import Any, Literal
 from compress.measure import Time, digits
 
 NOISE = 0.03  # ratios of times repeat within 3 %; nearer to 1 is no difference
+PRUNED = 0.01  # a share of zeros below this is chance, not pruning
 _NAMES = {
     "perplexity": "Perplexity",
     "nats_per_token": "Loss, nats per token",
@@ -127,7 +128,7 @@ def sparsity(layers: Sequence[Mapping[str, Any]]) -> float:
 def hints(content: Mapping[str, Any]) -> list[str]:
     """Return what the figures do not say by themselves: why something did not get faster or smaller."""
     found = []
-    masked = [layer for layer in content.get("layers", ()) if layer["sparsity"] > 0]
+    masked = [layer for layer in content.get("layers", ()) if layer["sparsity"] > PRUNED]
     runtimes = sorted(
         {str((e.get("settings") or {}).get("runtime", "onnxruntime")) for e in content.get("engines", ())}
     )
