@@ -8,13 +8,13 @@ Everything that the command line does is one call; nothing heavy is imported bef
     compress plan FILE              compress.plan(file)
     compress report RUN             compress.pipeline.report(folder)
     compress init MODEL -o FILE     compress.init.write(model, file)
-    compress evaluate PATH          compress.evaluate.evaluate_path(path)
-    compress generate ENGINE TEXT   compress.generate.generate(folder, text)
+    compress evaluate PATH          compress.evaluate.paths.evaluate_path(path)
+    compress generate ENGINE TEXT   compress.generate.generate_path(folder, text)
     compress compare A B            compress.measure.compare(a, b)
     compress export SOURCE FOLDER   compress.export(source, folder)
     compress list [NAME]            compress.catalogue(), compress.card(name)
     compress show PATH              compress.show(path)
-    compress doctor                 compress.doctor.examine()
+    compress doctor                 compress.doctor.doctor()
 """
 
 from __future__ import annotations

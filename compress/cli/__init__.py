@@ -55,12 +55,24 @@ def _our_fault(error: Exception) -> str:
     return f"{type(error).__name__}: {what}; this is a fault of compress, the log is at {Path(log.name)}"
 
 
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from importlib import metadata
+
+    try:
+        click.echo(f"compress {metadata.version('compress-engine')}")
+    except metadata.PackageNotFoundError:
+        click.echo("compress, not installed but run from its folder")
+    ctx.exit()
+
+
 @click.group(
     cls=Verbs,
     examples=("compress init demo --target cpu -o pipeline.toml", "compress run pipeline.toml"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="compress-engine", prog_name="compress")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.option("--debug", is_flag=True, help="Show the traceback of a fault.")
 def cli(debug: bool) -> None:
     """A transformer and a piece of hardware in, a verified smaller engine out."""

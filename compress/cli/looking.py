@@ -64,9 +64,21 @@ def show(path: Path, as_json: bool) -> None:
 
 @verb("compress doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> None:
-    """Tell what this machine has, what it lacks, what mends it."""
-    raise NotImplementedError
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Tell what this machine has, what it lacks, what mends it.
+
+    Ends with 2 when something cannot work.
+    """
+    from dataclasses import asdict
+
+    from compress.doctor import doctor as examine
+    from compress.doctor import lines
+
+    findings = examine()
+    click.echo(json.dumps([asdict(f) for f in findings], indent=2) if as_json else "\n".join(lines(findings)))
+    if any(f.level == "error" for f in findings):
+        ctx.exit(2)
 
 
 VERBS = (list_, show, doctor)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+from functools import partial
 
 from pydantic import ValidationError
 
 from compress.contracts import Exporter, Facts, Pass, Target
+from compress.data.places import locate
 from compress.errors import BadSettings, UserFault
 from compress.settings.faults import Faults, got
-from compress.settings.tables import Entry, Pipeline
-
-_TEXTS = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
+from compress.settings.tables import ROLES, Entry, Pipeline
 
 
 def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
@@ -41,10 +41,8 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
 
 
 def _judge_device(device: str, faults: Faults) -> None:
-    import torch
-
     if device != "cpu":
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        there = _gpus()
         if int(device.partition(":")[2] or 0) >= there:
             have = f"this machine has {there} of them" if there else "torch finds none here"
             faults.add(("compute", "device"), f"no such GPU{got(device)}; {have}, device = 'cpu' would do")
@@ -99,6 +97,9 @@ def _judge_exports(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
 
 def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
     for index, target in enumerate(pipeline.targets):
+        if target.device != "cpu" and not _gpus() and not shutil.which("nvidia-smi"):
+            what = f"the engine could not be verified here, where no GPU is{got(target.device)}"
+            faults.add(("target", index, "device"), f"{what}; run on a machine with one, or use device = 'cpu'")
         tokens = target.prompt + target.generate
         if facts.positions is not None and tokens > facts.positions:
             key = "prompt" if target.prompt > facts.positions or not target.generate else "generate"
@@ -108,17 +109,18 @@ def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
 
 def _judge_data(pipeline: Pipeline, facts: Facts | None, faults: Faults) -> None:
     used = {role for e in pipeline.passes if isinstance(e.plugin, Pass) for role in e.plugin.data_uses()}
-    for role, settings in pipeline.data.items():
-        path = ("data", role)
-        if _is_missing(settings.source):
-            faults.add((*path, "source"), f"no such file or folder{got(settings.source)}")
+    for role in ROLES:
+        settings, path = pipeline.data.get(role), ("data", role)
+        if settings is None:
+            continue  # faulty, and told so
+        faults.attempt((*path, "source"), None, partial(locate, settings, role))
         positions = facts.positions if facts else None
         if role in used | {"evaluation"} and positions is not None and settings.length > positions:
             faults.add((*path, "length"), f"the model takes at most {positions} tokens{got(settings.length)}; lower it")
 
 
-def _is_missing(source: str) -> bool:
-    """Tell whether a source can only be a path, and nothing is there; what may be a hub id is not asked for here."""
-    path = Path(source).expanduser()
-    is_path = path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix in _TEXTS
-    return is_path and not path.exists()
+def _gpus() -> int:
+    """Return how many GPUs torch reaches."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from compress import registry
 from compress.contracts import Facts
+from compress.data import corpora
 from compress.data.settings import DataSettings
 from compress.errors import BadPipeline
 from compress.settings import entries
@@ -26,7 +27,7 @@ from compress.settings.tables import (
     RunSettings,
 )
 
-BUILT_IN = ("demo", "python-docs", "python-source")
+BUILT_IN = ("demo", *corpora.NAMES)
 DEFAULT_EXPORT = "onnx"
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from compress.contracts import Exporter, Pass, Settings, Target, Task
-from compress.data.settings import DataSettings
+from compress.data.settings import DataSettings, Role
 from compress.settings.places import Places
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
 Name = Annotated[str, Field(pattern=NAME)]
-ROLES = ("calibration", "training", "evaluation")
+ROLES: tuple[Role, ...] = ("calibration", "training", "evaluation")
 
 
 class RunSettings(Settings):

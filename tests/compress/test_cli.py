@@ -52,6 +52,12 @@ def test_help_needs_nothing_heavy() -> None:
     assert all(f"  {v} " in done.stdout for v in VERBS)
 
 
+def test_version() -> None:
+    result = call("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("compress")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_examples(verb: str) -> None:
     result = call(verb, "--help")
@@ -159,6 +165,19 @@ def test_export_writes_what_the_exporter_writes(model: Path, tmp_path: Path) -> 
     assert wrong.exit_code == 2
     assert "unknown setting" in wrong.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_doctor_ends_with_2_only_when_something_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress import doctor
+
+    findings = {level: [doctor.Finding(level, "gpu", "there")] for level in ("ok", "warn", "error")}
+    statuses = {}
+    for level, found in findings.items():
+        monkeypatch.setattr(doctor, "doctor", lambda found=found: found)
+        result = call("doctor")
+        statuses[level] = result.exit_code
+        assert result.stdout.startswith(level)
+    assert statuses == {"ok": 0, "warn": 0, "error": 2}
 
 
 def test_the_face_imports_nothing_before_it_is_used() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from compress import init, settings
 from compress.artifact import Artifact
-from compress.errors import BadModel, BadSettings
+from compress.errors import BadModel, BadPipeline, BadSettings
 
 
 def save(artifact: Artifact, folder: Path) -> Path:
@@ -32,6 +33,9 @@ def test_the_gpu_file_asks_for_the_gpu(tiny: Callable[..., Artifact], tmp_path: 
     path = init.write(str(save(tiny("llama"), tmp_path / "m")), tmp_path / "p.toml", target="cuda")
     read = settings.read(path)
     assert (read.compute.device, read.targets[0].device, read.targets[0].precision) == ("cuda", "cuda", "fp16")
+    if not torch.cuda.is_available():
+        with pytest.raises(BadPipeline, match=r"compute.device: no such GPU, got 'cuda'.*\n.*target\[1\].device"):
+            settings.check(read)
 
 
 def test_comments_stand_in_one_column(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
