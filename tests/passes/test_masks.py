@@ -142,6 +142,16 @@ def test_global_prunes_exactly_the_total(scores: list[Tensor], sparsity: float, 
     rule.check({}, masks)
 
 
+def test_global_counts_what_lies_below_the_minimum_already() -> None:
+    old = {"a": torch.arange(10).view(1, 10) == 9}  # one of ten is left, fewer than the two that the minimum asks for
+    scores = {"a": torch.ones(1, 10), "b": torch.arange(10.0).view(1, 10)}
+    rule = Rule(pattern=Pattern(), sparsity=0.6, scope="global", minimum_density=0.2)
+    masks = rule.masks(scores, old)
+    assert torch.equal(masks["a"], old["a"])
+    assert masks["b"].int().tolist() == [[0, 0, 0] + [1] * 7]  # 9 + 3 of 20
+    rule.check(old, masks)
+
+
 rules = st.one_of(
     st.builds(Rule, pattern=st.just(Pattern()), sparsity=st.floats(0, 0.95), scope=st.sampled_from(["matrix", "row"])),
     st.builds(
