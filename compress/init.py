@@ -11,10 +11,9 @@ from compress.contracts import Facts, Task
 from compress.errors import BadSettings
 from compress.families import family_of
 
-_N_OF_M = 'pattern = "2:4"\t# of every 4 weights keep 2; or "unstructured" with sparsity = 0.5'
-_UNSTRUCTURED = 'pattern = "unstructured"\nsparsity = 0.5\t# share of zeros'
+# A tab comes before each comment that is to be aligned.
 _FILE = """\
-# {title}
+# Prune {model}, retrain it a little without touching a zero, export it for {hardware} and measure it.
 #   compress check {file}      names every fault before any work
 #   compress plan {file}       tells what each step will cost
 #   compress run {file}        runs it; run it again to go on where it stopped
@@ -31,18 +30,18 @@ dtype = "float32"\t# or "bfloat16"
 source = {source}\t# a folder, a hub id (owner/name) or "demo"
 task = {task}
 
-# Texts are built in ("python-docs", "python-source"), a txt, jsonl, csv or parquet file, a folder or a hub data set.
-[data.training]\t# what retraining sees
-source = "python-docs"
+# Data are built in ("python-docs", "python-source"), a txt, jsonl, csv or parquet file, a folder or a hub data set.
+[data.{role}]\t# what retraining sees
+source = {data}
 windows = {windows}
 length = {length}\t# tokens of one window
 
-[data.evaluation]\t# what quality is measured on; the built-in texts hold theirs out
-source = "python-docs"
+[data.evaluation]\t# what quality is measured on; never what retraining saw
+source = {data}
 length = {length}
 
 [[target]]\t# what the engine is for; repeat the table for more
-name = {name}
+name = {device}
 runtime = "onnxruntime"
 device = {device}
 threads = 1
@@ -57,32 +56,42 @@ use = "magnitude"
 
 [[pass]]\t# retrain a few percent of the parameters under the mask
 use = "perp"
+mode = {mode}\t# "retrain" end to end, or "reconstruct" block by block
 train = ["norms", "mask_lora"]
 steps = 200
 
 [[export]]
 use = "onnx"
 """
+_N_OF_M = 'pattern = "2:4"\t# of every 4 weights keep 2; or "unstructured" with sparsity = 0.5'
+_UNSTRUCTURED = 'pattern = "unstructured"\nsparsity = 0.5\t# share of zeros'
 
 
-def write(model: str, path: Path | str, *, target: Literal["cpu", "cuda"] = "cpu") -> Path:
+def write(model: str, path: Path | str, *, target: Literal["cpu", "cuda"] = "cpu", data: str | None = None) -> Path:
     """Write a pipeline file that runs, and return its path.
 
     Args:
         model: a folder, a hub id or `demo`; its configuration decides task, lengths and pattern.
         path: the file; must not be there yet.
         target: the hardware, for the passes and for the engine.
+        data: source of training and evaluation; the built-in texts unless given.
 
     Raises:
-        BadModel: the model cannot be opened, or no built-in text serves its task.
-        BadSettings: the file is there already.
+        BadModel: the model cannot be opened.
+        BadSettings: the file is there already, or the task needs labelled data and none are given.
     """
     path = Path(path)
     if path.exists():
         raise BadSettings(f"{path}: is there already; give another name with -o, or delete it")
     task = task_of(model)
+    if task in ("classification", "regression") and data is None:
+        raise BadSettings(
+            f"{model} is for {task}, which needs labelled data; give --data: a jsonl, csv or parquet file, or a hub "
+            "data set such as glue/sst2"
+        )
+    text = _content(model, path, target, data or "python-docs", loading.facts_of(model, task))
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(path, _content(model, path, target, loading.facts_of(model, task)))
+    files.write_atomic(path, text)
     return path
 
 
@@ -95,27 +104,32 @@ def task_of(model: str) -> Task:
     return "causal-lm" if family_of(config.model_type).decoder else "embedding"
 
 
-def _content(model: str, path: Path, target: str, facts: Facts) -> str:
+def _content(model: str, path: Path, target: str, data: str, facts: Facts) -> str:
     length = min(256, facts.positions or 256)
-    generates = facts.task == "causal-lm"
-    generate = min(64, length // 2) if generates else 0
+    generate = min(64, length // 2) if facts.task == "causal-lm" else 0
     divides = all(inputs % 4 == 0 for _, inputs in facts.shapes.values())
+    has_loss = facts.task != "embedding"
     values: dict[str, Any] = {
         "folder": f"runs/{path.stem}",
         "device": target,
         "source": model,
         "task": facts.task,
-        "name": target,
-        "windows": 512,
+        "data": data,
+        "windows": 2048 if has_loss else 128,
         "length": length,
         "prompt": min(128, length - generate),
         "generate": generate,
         "precision": "fp16" if target == "cuda" else "fp32",
+        "mode": "retrain" if has_loss else "reconstruct",
     }
-    shown = {k: json.dumps(v, ensure_ascii=False) for k, v in values.items()}
-    title = f"Prune {model}, retrain it a little, export it for {target} and measure it."
-    pattern = _N_OF_M if divides else _UNSTRUCTURED
-    text = _FILE.format(title=title, file=path.name, pattern=pattern, **shown)
+    text = _FILE.format(
+        model=" ".join(model.split()),
+        hardware=target,
+        file=path.name,
+        role="training" if has_loss else "calibration",
+        pattern=_N_OF_M if divides else _UNSTRUCTURED,
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()},
+    )
     return "".join(f"{_aligned(line)}\n" for line in text.splitlines())
 
 

@@ -82,14 +82,15 @@ def report(run: Path) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="pipeline.toml", show_default=True, help="The file."
 )
-def init(model: str, target: Literal["cpu", "cuda"], output: Path) -> None:
+@click.option("--data", help="Source of training and evaluation; labelled data for a classifier.")
+def init(model: str, target: Literal["cpu", "cuda"], output: Path, data: str | None) -> None:
     """Write a commented pipeline file for MODEL that runs.
 
     MODEL is a folder, a hub id or "demo".
     """
     from compress.init import write
 
-    write(model, output, target=target)
+    write(model, output, target=target, data=data)
     click.echo(f"{output}: written; look at it, then `compress run {output}`")
 
 

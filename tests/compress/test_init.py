@@ -29,6 +29,24 @@ def test_the_file_has_no_fault(kind: str, tiny: Callable[..., Artifact], tmp_pat
     assert (read.targets[0].device, read.targets[0].prompt + read.targets[0].generate) == ("cpu", 128)
 
 
+def test_an_encoder_is_reconstructed(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    path = init.write(str(save(tiny("bert", task="embedding"), tmp_path / "m")), tmp_path / "p.toml")
+    read = settings.read(path)
+    assert settings.check(read)[-1].masks
+    assert (read.model.task, read.targets[0].generate, read.passes[1].plugin.settings.mode) == (
+        "embedding", 0, "reconstruct",
+    )  # fmt: skip
+
+
+def test_a_classifier_needs_labelled_data(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    model = str(save(tiny("bert"), tmp_path / "m"))
+    with pytest.raises(BadSettings, match="for classification, which needs labelled data; give --data"):
+        init.write(model, tmp_path / "p.toml")
+    (tmp_path / "examples.jsonl").write_text('{"text": "good", "label": 1}\n')
+    path = init.write(model, tmp_path / "p.toml", data=str(tmp_path / "examples.jsonl"))
+    assert settings.check(path)[-1].trained
+
+
 def test_the_gpu_file_asks_for_the_gpu(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
     path = init.write(str(save(tiny("llama"), tmp_path / "m")), tmp_path / "p.toml", target="cuda")
     read = settings.read(path)
