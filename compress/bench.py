@@ -10,7 +10,7 @@ engine's time (0.5 = twice as fast), with a 95 % bootstrap interval over process
     prefill   one run over the prompt, nothing cached
     decode    one new token per sequence after a past of `prompt` tokens
     request   prefill + generate * decode
-    memory    resident memory that a fresh process gains, at its peak, by loading the engine and serving a request
+    memory    host memory that a fresh process gains, at its peak, by loading the engine and serving a request
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import onnxruntime as ort
 
 WARMUPS, DROP, KEEP, ROUNDS = 15, 3, 20, (5, 25)  # runs; runs; runs; fewest and most blocks of an engine
 PREEMPTED, SPREAD, WIDTH, FEW = 1.15, 0.25, 0.10, 100  # wall / CPU; blocks; ratio's interval; runs: beyond = flagged
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": ("CPUExecutionProvider", {}), "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"})}  # true fp32
 TYPES = {"tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(float)": "f4", "tensor(float16)": "f2"}
 TEXT = {".json", ".py", ".txt", ".md", ".jinja"}  # suffixes of what is not the engine itself
 Block = dict[str, list[float]]  # CPU and wall seconds of each kept run of a block
@@ -49,13 +49,15 @@ def open_engine(folder: Path, args: argparse.Namespace) -> ort.InferenceSession:
     options, provider = ort.SessionOptions(), PROVIDERS[args.device]
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = args.threads, 1, 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if args.device == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     try:
         graph = folder / json.loads((folder / "engine.json").read_text(encoding="utf-8")).get("graph", "model.onnx")
         session = ort.InferenceSession(str(graph), options, providers=[provider])
     except Exception as error:
         fault(f"{folder}: cannot be loaded as an engine:", error)
-    if (got := session.get_providers()[0]) != provider:
-        fault(f"{graph}: asked for {provider}, got {got}; is it in this onnxruntime, is the driver there?")
+    if (got := session.get_providers()[0]) != provider[0]:
+        fault(f"{graph}: asked for {provider[0]}, got {got}; is it in this onnxruntime, is the driver there?")
     return session
 
 
@@ -155,8 +157,7 @@ def spawn(args: argparse.Namespace, role: str, folders: Sequence[Path]) -> dict[
     command = [sys.executable, __file__, *map(str, folders), *request, f"--worker={role}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        died = f"bench: the process that measured {role} died of signal {-done.returncode}"
-        raise SystemExit(done.returncode if done.returncode > 0 else died)
+        raise SystemExit(done.returncode if done.returncode > 0 else f"bench: {role} died of signal {-done.returncode}")
     return dict(json.loads(done.stdout))
 
 
@@ -241,8 +242,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here instead of printing them")
     parser.add_argument("--worker", choices=("time", "memory"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    work = {"time": worker_time, "memory": worker_memory}.get(args.worker, bench)
-    text = json.dumps(work(args), indent=2)
+    text = json.dumps({"time": worker_time, "memory": worker_memory}.get(args.worker, bench)(args), indent=2)
     args.json.write_text(text, encoding="utf-8") if args.json else print(text)
 
 
