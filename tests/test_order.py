@@ -1,0 +1,149 @@
+"""The law of order: whatever runs after a pass leaves its masks alone, for every pair that `plan` allows.
+
+Passes, their settings and what they read are discovered, so that a new pass is held to it for free.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from compress import registry, tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Facts, MaskFact, Pass
+from compress.data import Source
+from compress.data.settings import DataSettings
+from compress.errors import BadSettings
+
+PASSES = registry.names("passes")
+SMALL = {"steps": 2, "batch": 2, "accumulation": 1, "rank": 2, "lr": 1e-3}
+TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """An artifact on disk, and what was planned of it."""
+
+    folder: Path
+    facts: Facts
+
+
+@pytest.fixture(scope="module")
+def dense(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> State:
+    folder = tmp_path_factory.mktemp("dense")
+    artifact = tiny("llama-tied")
+    artifact.save(folder)
+    return State(folder=folder, facts=tree.facts(artifact.model, "causal-lm"))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.txt").write_text(TEXT * 200)
+    settings = DataSettings(source=str(folder / "text.txt"), windows=4, length=16)
+    return {role: Source(settings, role, "causal-lm", 0, folder / role) for role in ("calibration", "training")}
+
+
+def _variants(use: str) -> Iterator[dict[str, Any]]:
+    """Yield the default settings, then each choice of each setting that is a choice, one at a time."""
+    fields = registry.load("passes", use, Pass).Settings.model_fields
+    small = {n: v for n, v in SMALL.items() if n in fields}
+    yield small
+    if "pattern" in fields:
+        yield small | {"pattern": "2:4"}
+    for name, field in fields.items():
+        inner = typing.get_args(field.annotation)
+        if typing.get_origin(field.annotation) is Literal:
+            yield from (small | {name: choice} for choice in inner if choice != field.default)
+        elif inner and typing.get_origin(inner[0]) is Literal:  # a tuple of choices
+            yield from (small | {name: (choice,)} for choice in typing.get_args(inner[0]))
+        elif field.annotation is bool:
+            yield small | {name: not field.default}
+
+
+def _planned(use: str, facts: Facts) -> Iterator[tuple[Pass, Facts]]:
+    """Yield every variant of a pass that may run on such a model, with the facts after it."""
+    found = registry.load("passes", use, Pass)
+    for given in _variants(use):
+        try:
+            plugin = found(found.Settings(**given))
+            yield plugin, plugin.plan(facts)
+        except (BadSettings, ValidationError):
+            continue
+
+
+def _run(plugin: Pass, before: State, facts: Facts, given: dict[str, Any], folder: Path) -> State:
+    """Do what the pipeline does: open, run, save, and hold the pass to what it declares."""
+    (folder / "work").mkdir(parents=True)
+    (folder / "after").mkdir()
+    data: dict[str, Source] = {role: given["data"][role] for role in plugin.data_uses()}
+    torch.manual_seed(0)
+    context = Context(folder=folder / "work", data=data, parent=given["parent"])
+    after = plugin.run(Artifact.load(before.folder), context)
+    after.save(folder / "after")
+    opened = Artifact.load(folder / "after")
+    plugin.ensures(Artifact.load(before.folder), opened)
+    measured = tree.facts(opened.model, "causal-lm")
+    assert measured.after(masks=facts.masks, trained=facts.trained) == facts, "the model is not what was planned"
+    assert opened.masks.keys() == facts.masks.keys()
+    return State(folder=folder / "after", facts=facts)
+
+
+def _check_masks(first: Artifact, second: Artifact, facts: Facts) -> None:
+    linears = tree.block_linears(second.model)
+    for name in first.masks.keys() & facts.masks.keys():
+        old, new = first.masks[name], second.masks[name]
+        assert not (new & ~old).any(), f"{name}: the mask grew"
+        assert (linears[name].weight[~old] == 0).all(), f"{name}: zeros came back"
+    for name, fact in facts.masks.items():
+        if fact.pattern != "unstructured":
+            keep, group = map(int, fact.pattern.split(":"))
+            assert (second.masks[name].view(-1, group).sum(1) <= keep).all(), f"{name}: {fact.pattern} is lost"
+            assert ((linears[name].weight.view(-1, group) != 0).sum(1) <= keep).all()
+    assert tree.tied(first.model) == tree.tied(second.model)
+    logits = second.model(torch.arange(2, 18).view(2, 8)).logits
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(PASSES, PASSES)])
+def test_masks_survive_what_follows(
+    first: str, second: str, dense: State, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    given = {"data": sources, "parent": lambda: Artifact.load(dense.folder)}
+    count = itertools.count()
+    seen: list[Facts] = []
+    pairs = 0
+    for plugin, facts in _planned(first, dense.facts):
+        if facts in seen:
+            continue  # what follows can only tell models apart by their facts
+        seen.append(facts)
+        state = _run(plugin, dense, facts, given, tmp_path / str(next(count)))
+        for following, later in _planned(second, facts):
+            last = _run(following, state, later, given, tmp_path / str(next(count)))
+            _check_masks(Artifact.load(state.folder), Artifact.load(last.folder), later)
+            pairs += 1
+    assert pairs, f"no settings of {first} and {second} go together; `_variants` must find some"
+
+
+def test_the_law_sees_a_mask_that_grew_and_a_pattern_that_is_lost(dense: State, tiny: Callable[..., Artifact]) -> None:
+    name = next(iter(dense.facts.shapes))
+    mask = (torch.arange(32 * 64) % 4 < 2).view(64, 32)
+    facts = dense.facts.after(masks={name: MaskFact("2:4", 0.5)})
+    first = tiny("llama-tied").after(masks={name: mask})
+    tree.block_linears(first.model)[name].weight.data[~mask] = 0
+    _check_masks(first, first, facts)
+    with pytest.raises(AssertionError, match="the mask grew"):
+        _check_masks(first, first.after(masks={name: torch.ones_like(mask)}), facts)
+    with pytest.raises(AssertionError, match="zeros came back"):
+        _check_masks(first, tiny("llama-tied").after(masks={name: mask}), facts)
+    with pytest.raises(AssertionError, match="1:4 is lost"):
+        _check_masks(first, first, facts.after(masks={name: MaskFact("1:4", 0.75)}))
