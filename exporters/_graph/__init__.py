@@ -1,0 +1,99 @@
+"""Build ONNX graphs from models: one for prefill and decode of a decoder, or one for an encoder.
+
+A decoder's graph takes `input_ids`, `attention_mask`, `position_ids` and, for every layer that keeps keys and values,
+`past_key_values.<layer>.key` and `.value`; it returns `logits` and the `present` of those layers.  The past may have
+length 0, so that one graph reads a prompt and then writes token after token.  Layers without attention have no past.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from compress import files
+from compress.contracts import Task
+from compress.engines.twin import twin
+from exporters._graph.tracing import trace
+from exporters._graph.wrappers import Decoder, Encoder, KeyValues, kept
+
+SIDE_FILE_BYTES = 1_800_000_000  # weights beyond this go to a side file: a protobuf file ends at 2 GiB
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph, and the layers that have a past."""
+
+    model: ir.Model
+    past: tuple[KeyValues, ...] = ()
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """Return name, type and shape (a number or a name per axis) of every input, in order."""
+        return [_described(v) for v in self.model.graph.inputs]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Return name, type and shape (a number or a name per axis) of every output, in order."""
+        return [_described(v) for v in self.model.graph.outputs]
+
+
+def decoder(model: PreTrainedModel, precision: str, opset: int) -> Graph:
+    """Return the graph of a causal model, keys and values in the precision, logits always float32."""
+    with twin(model, _TYPES[precision], "cpu") as same:
+        layers = kept(same)
+        batch, sequence, past, total = (Dim(n) for n in ("batch", "sequence", "past", "total"))
+        # Three tensors: what is one object here would be one input of the graph.
+        ids, mask, positions = (torch.ones(2, n, dtype=torch.int64) for n in (3, 8, 3))
+        pairs = [tuple(torch.zeros(2, k.heads, 5, k.head_dim, dtype=same.dtype) for _ in range(2)) for k in layers]
+        pair = {0: batch, 2: past}
+        names = [f"{k.layer}.{part}" for k in layers for part in ("key", "value")]
+        traced = trace(
+            Decoder(same, layers),
+            (ids, mask, positions, pairs),
+            ({0: batch, 1: sequence}, {0: batch, 1: total}, {0: batch, 1: sequence}, [(pair, pair) for _ in layers]),
+            ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
+            ["logits", *(f"present.{n}" for n in names)],
+            opset,
+        )
+    for value, layer in zip(traced.graph.outputs[1:], (k for k in layers for _ in range(2)), strict=True):
+        value.shape = ir.Shape(["batch", layer.heads, "total", layer.head_dim])  # traced as past + sequence
+    return Graph(model=traced, past=tuple(layers))
+
+
+def encoder(model: PreTrainedModel, task: Task, precision: str, opset: int) -> Graph:
+    """Return the graph of a model that reads a text at once, its output always float32.
+
+    It takes `token_type_ids` if the model tells types apart.
+    """
+    with twin(model, _TYPES[precision], "cpu") as same:
+        config: Any = same.config
+        typed = getattr(config, "type_vocab_size", 1) > 1
+        batch, sequence = Dim("batch"), Dim("sequence")
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
+        arguments = tuple(torch.ones(2, 3, dtype=torch.int64) for _ in names)
+        shapes = tuple({0: batch, 1: sequence} for _ in names)
+        output = "embedding" if task == "embedding" else "logits"
+        traced = trace(Encoder(same, task), arguments, shapes, names, [output], opset)
+    return Graph(model=traced)
+
+
+def write(graph: Graph, path: Path) -> tuple[str, ...]:
+    """Write a graph, its weights beside it when they are large, and return the names of the files."""
+    weights = (v.const_value for v in graph.model.graph.initializers.values())
+    size = sum(w.nbytes for w in weights if w is not None)
+    side = f"{path.name}.data" if size > SIDE_FILE_BYTES else None
+    with files.disk_errors(path):
+        ir.save(graph.model, path, external_data=side)
+    return (path.name, side) if side else (path.name,)
+
+
+def _described(value: ir.Value) -> dict[str, Any]:
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = [axis if isinstance(axis, int) else str(axis.value) for axis in value.shape]
+    return {"name": value.name, "dtype": str(value.dtype.numpy()), "shape": shape}

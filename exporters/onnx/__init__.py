@@ -1,0 +1,118 @@
+"""An engine for onnxruntime: one ONNX graph with explicit past tensors, its tokenizer, and a script that runs it.
+
+A decoder's graph reads a prompt and writes token after token (`exporters/_graph`): `input_ids` `[batch, sequence]`,
+`attention_mask` `[batch, total]`, `position_ids` `[batch, sequence]` and `past_key_values.<layer>.key` and `.value`
+`[batch, heads, past, head_dim]` give `logits` `[batch, sequence, vocabulary]` and `present.<layer>.key` and `.value`;
+total = past + sequence, and past may be 0.  An encoder's takes `input_ids`, `attention_mask` and, if the model tells
+types apart, `token_type_ids`, and gives `logits` `[batch, labels]` or, averaged over the real tokens, `embedding`.
+
+Precision: that of the target.  In fp16 weights, keys and values are float16; logits and embeddings are float32 always.
+Keeps: zeros stay zeros, under the parameters' own names (linears of the blocks stored transposed, `[in, out]`).
+Size: weights beyond 1.8 GB go to a side file.
+Cost: seconds per block, and once more the size of the weights in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Engine, Export, Exporter, Facts, Settings, Target
+from compress.errors import BadSettings
+
+GRAPH = "model.onnx"
+SCRIPT = Path(__file__).with_name("_run.py")
+
+
+class OnnxSettings(Settings):
+    """Settings of the ONNX export."""
+
+    opset: Literal[20, 21] = Field(20, description="version of the ONNX operators")
+
+
+class Onnx(Exporter):
+    """Write a graph, and open it with onnxruntime."""
+
+    Settings = OnnxSettings
+    settings: OnnxSettings
+    runtimes = ("onnxruntime",)
+
+    def available(self) -> str | None:
+        """Return why onnxruntime cannot be used here, or None."""
+        there = _installed()
+        if not there:
+            return (
+                "onnxruntime is not installed; pip install 'compress-engine[cpu]' (or [gpu], on a machine with a GPU)"
+            )
+        if len(there) > 1:
+            return (
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; pip uninstall both, "
+                "then pip install 'compress-engine[cpu]' or 'compress-engine[gpu]'"
+            )
+        try:
+            from onnxruntime import InferenceSession  # noqa: F401
+        except ImportError as error:
+            return f"{there[0]} is installed but broken ({error}); pip install --force-reinstall {there[0]}"
+        return None
+
+    def plan(self, facts: Facts, target: Target | None) -> None:
+        """Refuse targets that onnxruntime does not serve.
+
+        Raises:
+            BadSettings: no target, or one of another runtime or device.
+        """
+        if target is None:
+            raise BadSettings("needs a [[target]] with runtime = 'onnxruntime'")
+        if target.runtime not in self.runtimes:
+            raise BadSettings(f"must be 'onnxruntime', got {target.runtime!r}", key="runtime")
+        if target.device not in ("cpu", "cuda"):
+            raise BadSettings(f"must be 'cpu' or 'cuda', got {target.device!r}", key="device")
+
+    def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
+        """Write the graph and `run.py`; the model stays as it is."""
+        from exporters import _graph
+
+        precision = target.precision if target else "fp32"
+        if artifact.task == "causal-lm":
+            graph = _graph.decoder(artifact.model, precision, self.settings.opset)
+        else:
+            graph = _graph.encoder(artifact.model, artifact.task, precision, self.settings.opset)
+        written = _graph.write(graph, folder / GRAPH)
+        shutil.copyfile(SCRIPT, folder / "run.py")
+        facts = {
+            "graph": GRAPH,
+            "precision": precision,
+            "opset": self.settings.opset,
+            "inputs": graph.inputs(),
+            "outputs": graph.outputs(),
+            "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
+            "libraries": ["onnx", "onnxscript", *_installed()],
+        }
+        return Export(files=(*written, "run.py"), facts=facts)
+
+    def open(self, folder: Path, target: Target) -> Engine:
+        """Load the graph for the target.
+
+        Raises:
+            Unavailable: onnxruntime or the target's device is not here.
+        """
+        from exporters.onnx._engine import OnnxEngine
+
+        return OnnxEngine(folder, target, missing=self.available())
+
+
+def _installed() -> list[str]:
+    """Return which of the distributions that hold onnxruntime are installed."""
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            found.append(name)
+    return found
