@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -15,14 +14,12 @@ from compress import loading
 from compress.artifact import CARD, Artifact
 from compress.context import Report
 from compress.contracts import Task
+from compress.data import DataSettings, Source
 from compress.engines import MANIFEST, Engines
 from compress.errors import BadModel
-from compress.evaluate import evaluate
+from compress.evaluate.loop import evaluate, evaluate_choices
 from compress.evaluate.result import Evaluation
 from compress.evaluate.scorers import EngineScorer, ModelScorer, Scorer
-
-if TYPE_CHECKING:
-    from compress.data.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -63,16 +60,21 @@ def evaluate_path(
         BadModel: nothing there that can be measured, or a parent of another task.
         BadData: the data are missing, too few, or of windows longer than a model takes.
     """
-    from compress.data import Source
-    from compress.data.settings import DataSettings
-
-    with opened(path, task, device, trust_remote_code) as ours:
-        examples = Source(settings or DataSettings(), "evaluation", ours.task, seed).examples(ours.tokenizer)
-        if parent is None:
-            return evaluate(ours.scorer, examples, ours.task, batch=batch, report=report, seed=seed)
-        with opened(parent, ours.task, device, trust_remote_code) as theirs:
+    with ExitStack() as stack:
+        ours = stack.enter_context(opened(path, task, device, trust_remote_code))
+        dense = None
+        if parent is not None:
+            theirs = stack.enter_context(opened(parent, ours.task, device, trust_remote_code))
             _check_pair(path, ours, parent, theirs)
-            return evaluate(ours.scorer, examples, ours.task, theirs.scorer, batch=batch, report=report, seed=seed)
+            dense = theirs.scorer
+        source = Source(settings or _usual(ours.scorer.positions), "evaluation", ours.task, seed)
+        if source.kind == "choices":
+            questions = source.choices()
+            return evaluate_choices(
+                ours.scorer, questions, ours.tokenizer, dense, batch=batch, report=report, seed=seed
+            )
+        examples = source.examples(ours.tokenizer)
+        return evaluate(ours.scorer, examples, ours.task, dense, batch=batch, report=report, seed=seed)
 
 
 @contextmanager
@@ -96,6 +98,11 @@ def opened(path: Path | str, task: Task, device: str = "cpu", trust_remote_code:
     else:
         model, tokenizer = loading.open_source(str(path), task, trust_remote_code=trust_remote_code)
         yield Opened(ModelScorer(model.to(torch.device(device))), tokenizer, task)  # type: ignore[arg-type]
+
+
+def _usual(positions: int | None) -> DataSettings:
+    settings = DataSettings(**DataSettings.defaults("evaluation"))
+    return settings.model_copy(update={"length": min(settings.length, positions or settings.length)})
 
 
 def _check_pair(path: Path | str, ours: Opened, parent: Path | str, theirs: Opened) -> None:

@@ -15,7 +15,7 @@ from compress.evaluate.statistics import STATISTICS, Array, Samples, interval
 Kind = Literal["model", "artifact", "engine"]
 
 # Equal for every model of the same examples: what says that two evaluations may be paired.
-_SHARED = ("tokens", "bytes", "label", "target")
+_SHARED = ("tokens", "bytes", "label", "target", "gold")
 
 
 @dataclass(frozen=True)
