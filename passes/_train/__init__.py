@@ -13,9 +13,20 @@ from torch import Tensor
 
 from compress.context import Context
 from passes._train.loop import Loop
-from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, lr_factor, recomputed
+from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
 
-__all__ = ["Group", "TrainSettings", "Trained", "autocast", "draw", "frozen", "lr_factor", "recomputed", "train_"]
+__all__ = [
+    "Group",
+    "TrainSettings",
+    "Trained",
+    "autocast",
+    "draw",
+    "frozen",
+    "inputs_of",
+    "lr_factor",
+    "recomputed",
+    "train_",
+]
 
 
 def train_(

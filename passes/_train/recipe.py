@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
+from compress import tree
 from compress.contracts import PassSettings
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -98,6 +100,14 @@ def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextMa
     if settings.precision == "bf16" or (settings.precision == "auto" and able):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def inputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """Return what to call the model with for a batch, without labels and without a cache."""
+    decoder = tree.family(model).decoder
+    names = ["input_ids", "attention_mask", *([] if decoder else ["token_type_ids"])]
+    found = {n: batch[n].to(device) for n in names if n in batch}
+    return {**found, "use_cache": False} if decoder else found
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import BadData
-from passes._train import autocast, draw
+from passes._train import autocast, draw, inputs_of
 from passes.perp.settings import PerpSettings
 
 _HELD_OUT = 8  # one calibration window in so many
@@ -62,11 +62,10 @@ def _chunk(artifact: Artifact, batch: dict[str, Tensor], settings: PerpSettings,
 
     model = artifact.model
     hooks = [b.register_forward_pre_hook(keep, with_kwargs=True) for b in tree.blocks(model).values()]
-    cache = {"use_cache": False} if tree.family(model).decoder else {}
-    inputs = {n: t.to(context.device) for n, t in batch.items() if n != "labels"}
+    inputs = inputs_of(model, batch, context.device)
     try:
         with torch.no_grad(), autocast(settings, context.device):
-            tree.backbone(model)(**inputs, **cache)
+            tree.backbone(model)(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
