@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compress.context import QuietReport, Report
 from compress.contracts import Task
-from compress.data import Question
+from compress.data import Question, Source
 from compress.errors import BadData, BadModel
 from compress.evaluate.choices import Choices
 from compress.evaluate.result import Evaluation, compare, summarise
@@ -106,6 +106,37 @@ def evaluate_choices(
         )
     samples = [rows.picked(_measured([s], rows, "causal-lm", batch, report)[0]["loss"]) for s in scorers]
     return _summary(scorers, samples, seed)
+
+
+def evaluate_source(
+    subject: Subject,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    parent: Subject | None = None,
+    *,
+    batch: int | None = None,
+    report: Report | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a subject on what a source holds: questions with choices by their accuracy, all else as `evaluate` does.
+
+    Args:
+        subject: an artifact, a torch model or an engine.
+        source: the data, made for the subject's task.
+        tokenizer: the subject's.
+        parent: the model that the subject was made from; of the same tokenizer.
+        batch: windows at once; by default as many as fit a modest memory.
+        report: where progress shows.
+        seed: of the bootstrap.
+
+    Raises:
+        BadData: the data cannot be read, are too few, or of windows longer than a model takes.
+        BadModel: NaN among the outputs, or a parent of another vocabulary.
+    """
+    if source.kind == "choices":
+        return evaluate_choices(subject, source.choices(), tokenizer, parent, batch=batch, report=report, seed=seed)
+    examples = source.examples(tokenizer)
+    return evaluate(subject, examples, source.task, parent, batch=batch, report=report, seed=seed)
 
 
 def _measured(

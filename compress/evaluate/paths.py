@@ -17,7 +17,7 @@ from compress.contracts import Task
 from compress.data import DataSettings, Source
 from compress.engines import MANIFEST, Engines
 from compress.errors import BadModel
-from compress.evaluate.loop import evaluate, evaluate_choices
+from compress.evaluate.loop import evaluate_source
 from compress.evaluate.result import Evaluation
 from compress.evaluate.scorers import EngineScorer, ModelScorer, Scorer
 
@@ -68,13 +68,7 @@ def evaluate_path(
             _check_pair(path, ours, parent, theirs)
             dense = theirs.scorer
         source = Source(settings or _usual(ours.scorer.positions), "evaluation", ours.task, seed)
-        if source.kind == "choices":
-            questions = source.choices()
-            return evaluate_choices(
-                ours.scorer, questions, ours.tokenizer, dense, batch=batch, report=report, seed=seed
-            )
-        examples = source.examples(ours.tokenizer)
-        return evaluate(ours.scorer, examples, ours.task, dense, batch=batch, report=report, seed=seed)
+        return evaluate_source(ours.scorer, source, ours.tokenizer, dense, batch=batch, report=report, seed=seed)
 
 
 @contextmanager
