@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from compress.errors import BadModel, BadSettings, Unavailable
 from compress.settings.faults import checked
 
 Kind = Literal["run", "engine", "artifact", "model"]
+_OF_ENGINES = ("task", "family", "parameters", "precision", "target", "versions")
 _SIGNS: tuple[tuple[str, Kind], ...] = (
     ("steps", "run"),
     ("engine.json", "engine"),
@@ -61,37 +62,73 @@ def show(path: Path | str) -> dict[str, Any]:
             config = files.read_json(path / "config.json")
             about |= {k: config.get(k) for k in ("model_type", "architectures", "dtype")}
     if (path / "measured.json").exists():
-        about["measured"] = files.read_json(path / "measured.json")
+        measured = files.read_json(path / "measured.json")
+        if isinstance(measured.get("parity"), dict):  # an engine exported outside a run
+            measured["parity"] = [measured["parity"]]
+        about["measured"] = measured
     return about
 
 
-def lines(about: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Return what `show` found as lines to read."""
-    found = [f"{indent}{about['path']}: {about['kind']}, {about['size_mib']:.1f} MiB"]
+def lines(about: Mapping[str, Any], indent: str = "", steps: int | None = None) -> list[str]:
+    """Return what `show` found as lines to read.
+
+    Args:
+        about: what `show` returned.
+        indent: put before every line.
+        steps: how many of the last steps of an artifact's lineage to tell; all unless given.
+    """
+    head = f"{indent}{about['path']}: {about['kind']}, {about['size_mib']:.1f} MiB"
     inner = f"{indent}  "
     match about["kind"]:
         case "run":
-            found[0] += ", finished" if about["finished"] else ", not finished"
-            found += [line for part in (*about["steps"], *about["engines"]) for line in lines(part, inner)]
+            state = "finished" if about["finished"] else "not finished"
+            parts = [lines(p, inner, steps=1) for p in (*about["steps"], *about["engines"])]
+            return [f"{head}, {state}", *(line for part in parts for line in part)]
         case "artifact":
-            for step in about["lineage"]:
-                found.append(f"{inner}{step['use']}: {', '.join(f'{k} = {v}' for k, v in step['settings'].items())}")
-                found += [f"{inner}  {note}" for note in step["notes"]]
-            if about["sparsity"]:
-                shares = about["sparsity"].values()
-                found.append(
-                    f"{inner}{len(shares)} masks: {about['sparsity_of_masked']:.2%} zeros under them, "
-                    f"{min(shares):.2%} to {max(shares):.2%} per layer"
-                )
+            lineage = about["lineage"][-steps:] if steps else about["lineage"]
+            return [head, *(line for step in lineage for line in _step_lines(step, inner)), *_mask_lines(about, inner)]
+        case "engine":
+            uses = " -> ".join(step["use"] for step in about["lineage"])
+            told = [*_key_lines(about, _OF_ENGINES, inner), *_measured_lines(about, inner)]
+            return [head, f"{inner}{uses} -> {about['exporter']}", *told]
         case _:
-            hidden = ("path", "kind", "size_mib", "measured")
-            found += [f"{inner}{k}: {_short(v)}" for k, v in about.items() if k not in hidden]
+            return [head, *_key_lines(about, ("model_type", "architectures", "dtype"), inner)]
+
+
+def _step_lines(step: Mapping[str, Any], indent: str) -> list[str]:
+    told = {k: v for k, v in step["settings"].items() if v not in (None, "", [])}
+    settings = ", ".join(f"{k} = {_shown(v)}" for k, v in told.items())
+    return [f"{indent}{step['use']}: {settings}", *(f"{indent}  {note}" for note in step["notes"])]
+
+
+def _mask_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    shares = about["sparsity"].values()
+    if not shares:
+        return []
+    total = f"{about['sparsity_of_masked']:.2%} zeros under them"
+    return [f"{indent}{len(shares)} masks: {total}, {min(shares):.2%} to {max(shares):.2%} per layer"]
+
+
+def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    measured = about.get("measured", {})
+    found = []
+    for parity in measured.get("parity", []):
+        found.append(f"{indent}parity: logits differ from the model's by at most {parity['logits']['difference']:.1e}")
+    for engine in measured.get("latency", {}).get("engines", []):
+        if Path(engine["folder"]).name == Path(about["path"]).name:
+            times = ", ".join(f"{n} {engine[n]['ms']:.3g} ms" for n in ("prefill", "decode", "request") if engine[n])
+            found.append(f"{indent}latency: {times}, {engine['request']['ratio']:.3g} of the parent's request")
     return found
 
 
-def _short(value: Any) -> str:
-    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _key_lines(about: Mapping[str, Any], keys: Sequence[str], indent: str) -> list[str]:
+    return [f"{indent}{key}: {_shown(about[key])}" for key in keys if about.get(key) is not None]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _sparsity(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:

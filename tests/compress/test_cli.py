@@ -167,6 +167,27 @@ def test_export_writes_what_the_exporter_writes(model: Path, tmp_path: Path) -> 
     assert not (tmp_path / "other").exists()
 
 
+def test_an_engine_is_exported_shown_asked_and_evaluated(model: Path, tmp_path: Path) -> None:
+    engine, text = tmp_path / "engine", tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog, again and again. " * 40)
+    result = call("export", model, engine, "--target", "name=x", "--target", "prompt=8", "--target", "generate=4")
+    assert (result.exit_code, result.stdout) == (0, f"{engine}\n"), result.output
+    shown = call("show", engine).stdout
+    assert "target: name x, runtime onnxruntime, device cpu, threads 1, batch 1, prompt 8, generate 4" in shown
+    assert "parity: logits differ from the model's by at most " in shown
+    asked = call("generate", engine, "the quick", "--tokens", "4")
+    assert asked.exit_code == 0
+    assert asked.stdout == call("generate", engine, "the quick", "--tokens", "4").stdout
+    options = ("--data", text, "--set", "length=32", "--set", "windows=4")
+    found = json.loads(call("evaluate", engine, *options, "--parent", model, "--json").stdout)
+    assert found["kind"] == "engine"
+    assert {d["name"]: abs(d["value"]) < 1e-4 for d in found["deltas"]}["nats_per_token"]
+    told = call("evaluate", model, *options).stdout
+    assert told.startswith(f"{model} (model), with 95 % intervals:\n  perplexity ")
+    wrong = call("evaluate", model, "--set", "windws=4")
+    assert (wrong.exit_code, wrong.stderr) == (2, "data.evaluation.windws: unknown setting; did you mean 'windows'?\n")
+
+
 def test_doctor_ends_with_2_only_when_something_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
     from compress import doctor
 

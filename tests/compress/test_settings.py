@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from compress import settings
 from compress.artifact import Artifact
@@ -237,6 +241,41 @@ def test_files_that_say_nothing(write: Callable[..., Path], tmp_path: Path) -> N
         settings.read(tmp_path / "none.toml")
     with pytest.raises(BadPipeline, match="cannot be read"):
         settings.read(tmp_path)
+
+
+KEYS = st.sampled_from(
+    ["run", "compute", "model", "data", "target", "pass", "export", "use", "name", "source", "seed", "targets", "task",
+     "training", "evaluation", "sparsity", "pattern", "include", "folder", "device", "windows", "x y"]
+)  # fmt: skip
+LEAVES = st.one_of(
+    st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.dates(),
+    st.sampled_from(["", "magnitude", "perp", "onnx", "safetensors", "2:4", "unstructured", "../x", "cuda:0", "é\n"]),
+)  # fmt: skip
+VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=4), max_leaves=12)
+
+
+def toml(value: Any) -> str:
+    """Write a value as TOML does, tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value) if isinstance(value, bool | str) else str(value)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.dictionaries(KEYS, VALUES, max_size=6))
+def test_whatever_a_file_holds_it_is_read_or_refused_line_by_line(document: dict[str, Any]) -> None:
+    text = "\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in document.items())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.toml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            assert settings.read(path).model.source
+        except BadPipeline as error:
+            lines = [int(f.removeprefix(f"{path}:").partition(":")[0]) for f in error.faults]
+            assert lines == sorted(lines)
+            assert 1 <= lines[0] <= lines[-1] <= max(1, len(document))
 
 
 @pytest.mark.parametrize(
