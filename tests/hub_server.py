@@ -49,6 +49,11 @@ class Hub:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
         return {**kept, "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
+    def commit(self, folder: Path) -> str:
+        """Return the only commit of a repository's folder."""
+        content = b"".join(p.relative_to(folder).as_posix().encode() + p.read_bytes() for p in _files(folder))
+        return hashlib.sha1(content).hexdigest()
+
     @contextmanager
     def running(self) -> Iterator[Hub]:
         thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -135,8 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         return folder
 
     def _commit(self, folder: Path, revision: str) -> str:
-        content = b"".join(p.relative_to(folder).as_posix().encode() + p.read_bytes() for p in _files(folder))
-        commit = hashlib.sha1(content).hexdigest()
+        commit = self.hub.commit(folder)
         if revision not in ("main", commit):
             raise Missing("RevisionNotFound")
         return commit

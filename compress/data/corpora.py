@@ -3,7 +3,8 @@
 `python-docs` holds the language reference topics of `pydoc_data` and every docstring of the standard library;
 `python-source` the standard library's modules without their tests.  A document is held out when a hash of its name
 says so.  Both corpora hash the same name for the same module, and siblings (`decimal`, `_decimal`, `_pydecimal`)
-share one name, so that text held out in one corpus is never trained on in the other, on any Python version.
+share one name, so that text held out in one corpus is never trained on in the other, on any Python version.  A
+held-out topic that repeats training topics is left out.
 """
 
 import ast
@@ -20,12 +21,15 @@ from typing import Literal, TypeVar
 T = TypeVar("T")
 
 Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, Split] = ("train", "heldout")
 NAMES = ("python-docs", "python-source")
 
 _HELDOUT_PERCENT = 8
 # Tests, vendored wheels and machine-written tables: not prose, not code anyone wrote here, or not the same anywhere.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__", "pydoc_data")
 _SHORTEST = 64  # characters; shorter documents teach nothing
+_LONG = 64  # characters of a line that is not twice the same by chance
+_REPEATED = 0.1  # share of a held-out topic's long lines that may stand in a training topic
 _INNER = ("body", "handlers", "orelse", "finalbody", "cases")  # where statements hold statements
 
 
@@ -78,7 +82,20 @@ def _docs(split: Split) -> tuple[tuple[str, str], ...]:
 
 def _topics(split: Split) -> list[tuple[str, str]]:
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return [(n, t.strip()) for n, t in _side(sorted(topics.items()), split)]
+    train, heldout = (dict(_side(sorted(topics.items()), side)) for side in SPLITS)
+    if split == "train":
+        return [(n, t.strip()) for n, t in train.items()]
+    seen = {line for text in train.values() for line in _long_lines(text)}
+    return [(n, t.strip()) for n, t in heldout.items() if not _repeats(_long_lines(t), seen)]
+
+
+def _long_lines(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.splitlines()) if len(line) >= _LONG]
+
+
+def _repeats(lines: list[str], seen: set[str]) -> bool:
+    """Tell whether a held-out topic is mostly a collection of others, as `compound` is of `if`, `for` and `try`."""
+    return sum(line in seen for line in lines) > _REPEATED * len(lines)
 
 
 def _docstrings(source: str) -> Iterator[str]:

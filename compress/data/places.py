@@ -74,9 +74,8 @@ class Corpus(Place):
     """One side of a built-in corpus."""
 
     def __init__(self, name: str, split: str) -> None:
-        if split not in ("train", "heldout"):
-            near = registry.nearest(split, ("train", "heldout"))
-            raise BadData(f"{name}: has no split {split!r}{near}")
+        if split not in corpora.SPLITS:
+            raise BadData(f"{name}: has no split {split!r}{registry.nearest(split, corpora.SPLITS)}")
         self._name = name
         self._split: corpora.Split = "heldout" if split == "heldout" else "train"
 
@@ -223,15 +222,15 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # a field may be a whole document
     with _open(path, newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader, last = csv.DictReader(file, strict=True), 0
         try:
             for row in reader:
-                where = f"{path}:{reader.line_num}"
+                last, where = reader.line_num, f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
                     raise BadData(f"{where}: another number of fields than the {len(reader.fieldnames or ())} columns")
                 yield where, row
         except csv.Error as error:
-            raise BadData(f"{path}:{reader.line_num}: not CSV ({error})") from None
+            raise BadData(f"{path}:{max(last, 1) + 1}: not CSV ({error})") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
