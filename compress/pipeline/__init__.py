@@ -108,7 +108,7 @@ def plan(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None) -
     facts = settings.check(opened)
     where = Path(folder) if folder else opened.run.folder
     runner = Runner(opened, where, Console(Path(os.devnull), quiet=True))
-    reached = runner.step_folder(1, "dense", runner.model_key())
+    reached = runner.step_folder(1, "dense", runner.keys.model())
     size = 4 * facts[0].parameters / 2**20
     known = (reached / artifacts.CARD).exists()
     dense = Estimate(peak_mib=size, disk_mib=size, seconds=size / 500)
@@ -116,7 +116,7 @@ def plan(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None) -
     for index, (entry, before) in enumerate(zip(opened.passes, facts, strict=False), start=2):
         assert isinstance(entry.plugin, Pass)
         if known:
-            reached = runner.step_folder(index, entry.name, runner.pass_key(entry, artifacts.digest(reached)))
+            reached = runner.step_folder(index, entry.name, runner.keys.pass_(entry, artifacts.digest(reached)))
             known = (reached / artifacts.CARD).exists()
         estimate = entry.plugin.estimate(before)
         steps.append(PlannedStep(index=index, name=entry.name, use=entry.use, cached=known, estimate=estimate))

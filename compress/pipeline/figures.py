@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from compress import artifact as artifacts
 from compress import files, measure
 from compress.artifact import Artifact
 from compress.contracts import Target
-from compress.evaluate import Evaluation, compare, evaluate
+from compress.evaluate import Evaluation, compare, evaluate_source
 from compress.pipeline.code import code_digest
 from compress.pipeline.runner import Done, Runner
 
@@ -25,7 +26,7 @@ def quality(runner: Runner, dense: Done, last: Done, engines: Mapping[str, Path]
     The dense parent is evaluated on the same batches as the compressed artifact, whose evaluation holds it.
     """
     shipped = {n: f for n, f in engines.items() if not n.endswith("-dense")}
-    source = runner.sources["evaluation"]
+    source = runner.keys.sources["evaluation"]
     key = files.digest_of(
         {
             "data": source.digest,
@@ -33,7 +34,7 @@ def quality(runner: Runner, dense: Done, last: Done, engines: Mapping[str, Path]
             "last": artifacts.digest(last.folder),
             "engines": {n: files.sha256(f / "engine.json") for n, f in shipped.items()},
             "code": code_digest("compress.evaluate"),
-            **runner.surroundings(),
+            **runner.keys.surroundings(),
         }
     )
 
@@ -41,22 +42,20 @@ def quality(runner: Runner, dense: Done, last: Done, engines: Mapping[str, Path]
         runner.context("quality", {})  # seeds and threads
         trust = runner.pipeline.model.trust_remote_code
         parent = Artifact.load(dense.folder, trust_remote_code=trust)
-        examples, task = source.examples(parent.tokenizer), parent.task
-        if last.folder == dense.folder:
-            child = evaluate(parent, examples, task, report=runner.console)
+        tokenizer, task, seed = parent.tokenizer, parent.task, runner.pipeline.run.seed
+        ask = partial(evaluate_source, source=source, tokenizer=tokenizer, report=runner.console, seed=seed)
+        if last.folder == dense.folder and task != "embedding":  # an embedding is good as far as it is the parent's
+            child = ask(parent)
         else:
-            final = Artifact.load(last.folder, trust_remote_code=trust)
-            child = evaluate(final, examples, task, parent=parent, report=runner.console)
-            del final
-        del parent
+            child = ask(Artifact.load(last.folder, trust_remote_code=trust), parent=parent)
         found: dict[str, Any] = {"compressed": child.to_dict(), "engines": {}}
         for name, folder in shipped.items():
             engine = runner.engines.open(folder)
             try:
-                ran = evaluate(engine, examples, task, report=runner.console)
+                ran = ask(engine, parent=parent if task == "embedding" else None)
             finally:
                 engine.close()
-            deltas = compare(ran.samples, child.samples, seed=runner.pipeline.run.seed)
+            deltas = compare(ran.samples, child.samples, seed=seed)
             found["engines"][name] = Evaluation(
                 kind=ran.kind, metrics=ran.metrics, samples=ran.samples, deltas=deltas
             ).to_dict()

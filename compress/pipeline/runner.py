@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +21,11 @@ from compress.contracts import Exporter, Facts, Pass, Target
 from compress.data import Source
 from compress.engines import Engines
 from compress.errors import BrokenPromise
-from compress.pipeline.code import code_digest
 from compress.pipeline.console import Console
+from compress.pipeline.keys import Keys
 from compress.settings import Entry, Pipeline
 
 MEASURED = "measured.json"
-_LIBRARIES = ("torch", "transformers")
 _KEY = "step.json"
 
 
@@ -56,58 +52,10 @@ class Runner:
 
     def __init__(self, pipeline: Pipeline, folder: Path, console: Console) -> None:
         self.pipeline, self.folder, self.console = pipeline, folder, console
-        self.compute = pipeline.compute
-        self.threads = self.compute.threads or os.cpu_count() or 1
+        self.keys = Keys(pipeline, folder / "cache" / "data")
         self.done: list[Done] = []
         self.count = 1 + len(pipeline.passes)
         self.engines = Engines()
-
-    # -- keys ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def sources(self) -> dict[str, Source]:
-        """The data by role; opened when first needed."""
-        p = self.pipeline
-        cache = self.folder / "cache" / "data"
-        return {r: Source(s, r, p.model.task, p.run.seed, cache) for r, s in p.data.items()}
-
-    def surroundings(self, *libraries: str) -> dict[str, Any]:
-        """Return what every key holds beside its own ingredients: seed, versions, device, dtype, threads."""
-        return {
-            "seed": self.pipeline.run.seed,
-            "versions": {n: metadata.version(n) for n in (*_LIBRARIES, *libraries)},
-            "device": self.compute.device,
-            "dtype": self.compute.dtype,
-            "threads": self.threads,
-        }
-
-    def model_key(self) -> str:
-        """Return the key of the dense artifact: every byte of its source, and how it is opened."""
-        model = self.pipeline.model
-        source = files.digests(loading.locate(model.source, model.revision))
-        return files.digest_of(
-            {
-                "source": {n: d for n, d in source.items() if not n.startswith(".")},
-                "model": model.model_dump(mode="json", exclude={"source"}),
-                "code": code_digest("compress.artifact"),
-                **self.surroundings(),
-            }
-        )
-
-    def pass_key(self, entry: Entry, before: str) -> str:
-        """Return the key of a pass after the artifact of digest `before`."""
-        plugin = entry.plugin
-        assert isinstance(plugin, Pass)
-        return files.digest_of(
-            {
-                "use": entry.use,
-                "settings": plugin.settings.model_dump(mode="json"),
-                "before": before,
-                "data": {role: self.sources[role].digest for role in sorted(plugin.data_uses())},
-                "code": code_digest(type(plugin).__module__),
-                **self.surroundings(),
-            }
-        )
 
     def step_folder(self, index: int, name: str, key: str) -> Path:
         """Return where the step of this key is, or will be."""
@@ -117,7 +65,7 @@ class Runner:
 
     def model(self) -> Done:
         """Open the source and keep it as the dense artifact, the parent of all that follows."""
-        model, key = self.pipeline.model, self.model_key()
+        model, key = self.pipeline.model, self.keys.model()
 
         def make(context: Context) -> Artifact:
             opened, tokenizer = loading.open_source(
@@ -151,10 +99,12 @@ class Runner:
                 raise BrokenPromise(f"{entry.name}: declared {len(facts.masks)} masks and left {len(now.masks)}")
             plugin.ensures(was, now)
 
-        key = self.pass_key(entry, artifacts.digest(before.folder))
+        key = self.keys.pass_(entry, artifacts.digest(before.folder))
         settings = plugin.settings.model_dump(mode="json")
         uses = plugin.data_uses()
-        return self._artifact(entry.use, entry.name, key, settings, make, ensures, {r: self.sources[r] for r in uses})
+        return self._artifact(
+            entry.use, entry.name, key, settings, make, ensures, {r: self.keys.sources[r] for r in uses}
+        )
 
     def _artifact(
         self,
@@ -197,13 +147,13 @@ class Runner:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.keys.threads)
         folder = self.folder / "partial" / name
         folder.mkdir(parents=True, exist_ok=True)
         return Context(
             folder=folder,
-            device=torch.device(self.compute.device),
-            dtype=getattr(torch, self.compute.dtype),
+            device=torch.device(self.pipeline.compute.device),
+            dtype=getattr(torch, self.pipeline.compute.dtype),
             seed=seed,
             data=dict(data),
             report=self.console,
@@ -220,18 +170,7 @@ class Runner:
         """Export an artifact for a target; an engine is reopened and compared before its folder gets its name."""
         exporter = entry.plugin
         assert isinstance(exporter, Exporter)
-        libraries = ("onnx", "onnxscript") if exporter.runtimes else ()
-        key = files.digest_of(
-            {
-                "use": entry.use,
-                "settings": exporter.settings.model_dump(mode="json"),
-                "target": target.model_dump(mode="json") if target else None,
-                "before": artifacts.digest(source.folder),
-                "code": code_digest(type(exporter).__module__),
-                "engines": code_digest("compress.engines"),
-                **self.surroundings(*libraries),
-            }
-        )
+        key = self.keys.export(entry, artifacts.digest(source.folder), target)
         folder = self.folder / ("engines" if exporter.runtimes else "exports") / name
         cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
         self.console.begin(position[0], position[1], f"{entry.name} -> {folder.relative_to(self.folder)}", cached)

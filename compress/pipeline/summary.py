@@ -156,7 +156,11 @@ def _versions() -> dict[str, str]:
 
 
 def _machine(runner: Runner) -> dict[str, Any]:
-    machine = {"system": platform.system(), "processor": platform.machine(), "threads of the passes": runner.threads}
+    machine = {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "threads of the passes": runner.keys.threads,
+    }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     return machine

@@ -17,6 +17,7 @@ import pytest
 from compress import files, pipeline
 from compress.artifact import Artifact
 from compress.errors import Tampered
+from compress.pipeline.runner import MEASURED
 
 FILE = """
 [run]
@@ -82,7 +83,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     """Digest every file that must be byte-equal on a rerun: all but measured figures, logs and reports."""
     kept = ("steps/", "engines/", "exports/")
     found = files.digests(folder)
-    return {n: d for n, d in found.items() if n.startswith(kept) and not n.endswith(pipeline.MEASURED)}
+    return {n: d for n, d in found.items() if n.startswith(kept) and not n.endswith(MEASURED)}
 
 
 @pytest.fixture(scope="module")
