@@ -148,7 +148,8 @@ class Loop:
         if not math.isfinite(norm):
             self._diverge(f"the gradient's norm is {norm}")
         first, last = self.done.curve[:_WINDOW], [*self.done.curve, value][-_WINDOW:]
-        if self.step >= 2 * _WINDOW and statistics.median(last) > _RUNAWAY * statistics.median(first):
+        watched = self.validate is None and self.step >= 2 * _WINDOW  # a validation goes back by itself
+        if watched and statistics.median(last) > _RUNAWAY * statistics.median(first):
             rise = f"{statistics.median(first):.4g} to {statistics.median(last):.4g}"
             self._diverge(f"the loss rose from {rise} (medians of {_WINDOW} steps)")
 

@@ -60,24 +60,21 @@ class Perp(Pass):
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost; the classifier of a task model is not counted, for its size is not among the facts.
 
-        The longest sequence counted is 512 tokens, and a core does 3e10 products a second.
+        Sequences are counted with 512 tokens at most, and a core with 3e10 products a second.
         """
-        given = self.settings
+        given, ends = self.settings, self.settings.mode == "retrain"
         trained = choose(given, facts).trainable(facts, given.rank)
         width = sum(inputs for _, inputs in facts.shapes.values())
         products = sum(out * inputs for out, inputs in facts.shapes.values())
-        head = facts.vocabulary if facts.task == "causal-lm" and given.mode == "retrain" else 0
+        head = facts.vocabulary if ends and facts.task == "causal-lm" else 0
         tokens = given.batch * min(facts.positions or 512, 512)
-        kept = 4 * tokens * (3 * width // (facts.blocks if given.mode == "reconstruct" else 1) + 3 * head)
-        models = 2 if given.mode == "reconstruct" else 1
-        steps = (
-            given.steps * given.accumulation * (2 if given.mode == "reconstruct" and given.window == "module" else 1)
-        )
+        kept = 4 * tokens * (3 * width // (1 if ends else facts.blocks) + 3 * head)
+        work = 3 * tokens * (products + head * width // len(facts.shapes)) * given.steps * given.accumulation
         return Estimate(
             trainable=trained,
-            peak_mib=(4 * models * facts.parameters + 16 * trained + kept) / 2**20,
+            peak_mib=(4 * (1 if ends else 2) * facts.parameters + 16 * trained + kept) / 2**20,
             disk_mib=(4 * facts.parameters + 12 * trained) / 2**20,
-            seconds=steps * 3 * tokens * (products + head * width // max(len(facts.shapes), 1)) / 3e10,
+            seconds=work / 3e10,
         )
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:

@@ -24,7 +24,6 @@ from passes.perp.subsets import Chosen, attach_
 
 _VALIDATIONS = 10  # of a window's training
 
-
 Output = Callable[[nn.Module, Chunk], Tensor]  # what a window of a block gives for a chunk
 
 
@@ -86,17 +85,18 @@ class _Block:
                 for name in names:
                     every[name].data = file.get_tensor(name)
         else:
-            done = [
-                r
-                for w, linears, output in self._windows()
-                if (r := self._train_(w, linears, output, training, held_out))
-            ]
+            found = [self._train_(*window, training, held_out) for window in self._windows()]
+            done = [record for record in found if record]
             merged = {n: every[n].detach().contiguous() for n in names}
             files.write_atomic(self.path, save(merged, metadata={"windows": json.dumps(done)}))
             for window, *_ in done:
                 (self.context.folder / f"{window}.safetensors").unlink()
-        for record in done:
-            self.context.report.record("reconstruction", record)
+        for window, before, after, step in done:
+            self.context.report.record("reconstruction", [window, before, after, step])
+            if after > before:
+                self.context.report.note(
+                    f"{window}: the merge raised the held-out error from {before:.4g} to {after:.4g}"
+                )
 
     def whole(self, block: nn.Module, chunk: Chunk) -> Tensor:
         """Return the block's output."""
@@ -150,6 +150,10 @@ class _Block:
         def error(chunk: Chunk) -> Tensor:
             return energy(output(self.student, chunk) - targets[id(chunk)], chunk) / whole
 
+        def held_out_error() -> float:
+            with torch.no_grad(), autocast(settings, device):
+                return sum(float(error(c)) for c in held_out) / len(held_out)
+
         with autocast(settings, device):
             reached = error(training[0]).requires_grad  # no, when nothing that is trained lies in this window
         done = None
@@ -161,12 +165,12 @@ class _Block:
                 self.context,
                 name=window,
                 curve=None,
-                validate=lambda: float(sum(error(c) for c in held_out) / len(held_out)),
+                validate=held_out_error,
                 every=max(settings.steps // _VALIDATIONS, 1),
             )
         if linears:
             _adapter.merge_(self.student)
-        return [window, done.validations[0][1], min(v for _, v in done.validations), done.best] if done else None
+        return [window, done.validations[0][1], held_out_error(), done.best] if done else None
 
 
 class _Reached(Exception):

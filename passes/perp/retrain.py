@@ -66,7 +66,7 @@ def _merge_with_jump_(
         with torch.no_grad(), autocast(settings, context.device):
             return sum(float(loss_of(i)) for i in range(_PROBES)) / _PROBES
 
-    parts = [m.jump() for m in artifact.model.modules() if isinstance(m, Adapter)]
+    parts = [m.jump() for m in artifact.model.modules() if isinstance(m, Adapter) and m.mask is not None]
     share = (sum(d for d, _ in parts) / max(sum(w for _, w in parts), 1e-30)) ** 0.5
     before = mean()
     _adapter.merge_(artifact.model)

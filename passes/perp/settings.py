@@ -19,7 +19,6 @@ class PerpSettings(TrainSettings):
     )
     rank: int = Field(16, ge=1, description="rank of the update of each linear")
     alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; empty = 2 * rank")
-    norm_lr: float | None = Field(None, gt=0, description="learning rate of norms and biases; empty = lr")
     mode: Literal["retrain", "reconstruct"] = Field(
         "retrain", description="end to end on training data, or block by block against the dense parent"
     )

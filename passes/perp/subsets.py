@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -105,18 +106,18 @@ def attach_(
     Args:
         artifact: its model, frozen.
         chosen: what is trained.
-        settings: rank, scale and learning rates.
+        settings: rank, scale and learning rate.
         seed: of the adapters.
         linears: only these of the chosen linears, and no head; None = all.
     """
     model = artifact.model
-    low = {"rank": settings.rank, "scale": settings.scale, "seed": seed}
+    put_ = partial(_adapter.attach_, model, rank=settings.rank, scale=settings.scale, seed=seed)
     adapters: dict[str, nn.Module] = {}
     if chosen.form:
         names = chosen.linears if linears is None else [n for n in chosen.linears if n in set(linears)]
-        adapters |= _adapter.attach_(model, names, artifact.masks, form=chosen.form, **low)  # type: ignore[arg-type]
+        adapters |= put_(names, artifact.masks, form=chosen.form)
     if chosen.head and linears is None:
-        adapters |= _adapter.attach_(model, [chosen.head], {}, form="lora", **low)  # type: ignore[arg-type]
+        adapters |= put_([chosen.head], {}, form="lora")
     updates = {
         f"{n}.{inner}": p for n, m in adapters.items() for inner, p in m.named_parameters() if inner.startswith("lora_")
     }
@@ -126,8 +127,7 @@ def attach_(
     for parameter in (*small.values(), *whole.values()):
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         parameter.requires_grad_(True)
-    decay, small_lr = settings.weight_decay, settings.norm_lr or settings.lr
-    groups = [Group(updates, settings.lr, decay), Group(whole, settings.lr, decay), Group(small, small_lr, decay)]
+    groups = [Group(found, settings.lr, settings.weight_decay) for found in (updates, whole, small)]
     return [g for g in groups if g.parameters]
 
 

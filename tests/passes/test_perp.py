@@ -52,7 +52,7 @@ class Bench:
         windows: int = 16,
         **rest: Any,
     ) -> None:
-        self.dense = lambda: make(kind, **rest)
+        self.dense: Callable[[], Artifact] = lambda: make(kind, **rest)
         artifact = make(kind, **rest)
         name = {"classification": "classes.csv", "regression": "numbers.csv"}.get(artifact.task, "text.txt")
         table = DataSettings(source=str(texts / name), windows=windows, length=12)
@@ -443,6 +443,20 @@ def test_reconstruction_leaves_norms_outside_the_blocks_alone(bench: Callable[..
     moved = changed(b.before, after)
     assert moved
     assert all(".layers." in n for n in moved)
+
+
+def test_reconstruction_tells_what_the_merge_of_lora_prune_spoils(bench: Callable[..., Bench]) -> None:
+    b = bench("llama", pattern="0.9", windows=24)
+    b.run(mode="reconstruct", train=("lora_prune",), rank=16, steps=40, lr=1e-2)
+    worse = [w for w, before, after, _ in b.report.measured["reconstruction"] if after > before]
+    assert worse
+    assert [n.partition(": ")[0] for n in b.report.notes if "the merge raised the held-out error" in n] == worse
+
+
+def test_reconstruction_of_what_is_whole_changes_nothing(bench: Callable[..., Bench]) -> None:
+    b = bench("llama")
+    b.before = b.dense().after(masks={n: torch.ones_like(m) for n, m in b.before.masks.items()})
+    assert not changed(b.before, b.run(mode="reconstruct", steps=40, lr=1e-2))
 
 
 def test_reconstruction_drops_nothing_by_dropout(bench: Callable[..., Bench]) -> None:
