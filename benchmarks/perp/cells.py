@@ -78,6 +78,13 @@ class Cell:
             lr=None,
         )
 
+    def other_rate(self, lr: float) -> float:
+        """Return the rate that this cell tries beside the one tuned at rank 4: higher ranks move further a step."""
+        if not self.rank or self.rank == RANK:
+            return lr
+        place = WIDER.index(lr) + (1 if self.rank < RANK else -1)
+        return WIDER[min(max(place, 0), len(WIDER) - 1)]
+
 
 def full(facts: Facts) -> Iterator[Cell]:
     """Yield the full run, what matters most first; the headline cells come with three seeds."""

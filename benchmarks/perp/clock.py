@@ -53,7 +53,7 @@ def run(setup: Setup, cell: Cell, model: str, cache: Path) -> Row:
     command = [sys.executable, "-m", "benchmarks.perp.clock", json.dumps(given)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     figures: Row = json.loads(done.stdout.splitlines()[-1])
-    return {"model": model, "title": cell.title, **figures}
+    return {"title": cell.title, **figures}
 
 
 def _large(setup: Setup, cache: Path) -> str:

@@ -6,13 +6,15 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from benchmarks.perp.cells import Cell
 from benchmarks.perp.results import Row
@@ -20,11 +22,9 @@ from compress import loading, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Pass
-from compress.data import Examples, Source
-from compress.data.settings import DataSettings, Role
+from compress.data import DataSettings, Examples, Role, Source
 from compress.errors import Diverged
 from passes._train import Group, TrainSettings, draw, frozen, train_
-from passes.perp.retrain import loss_of_batch
 
 TUNING_WINDOWS = 64  # of the training side; nothing trains on them
 CALIBRATION_WINDOWS = 128  # that reconstruction sees
@@ -42,7 +42,7 @@ class Setup:
         steps: optimizer steps; of reconstruction, of each window of each block.
         batch: windows a step.
         length: tokens a window.
-        windows: evaluation windows.
+        windows: evaluation windows, evenly spread over the text.
     """
 
     model: str
@@ -57,7 +57,7 @@ class Setup:
 class Part:
     """Some of a source's windows, as a source that passes can read."""
 
-    def __init__(self, whole: Examples, indices: range) -> None:
+    def __init__(self, whole: Examples, indices: Sequence[int]) -> None:
         self.whole, self.indices = whole, indices
 
     def examples(self, tokenizer: Any) -> Part:
@@ -67,7 +67,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, indices: list[int]) -> Mapping[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         """Return the windows at these places of the part."""
         return self.whole.batch([self.indices[i] for i in indices])
 
@@ -79,14 +79,15 @@ class Bench:
         self.setup = setup
         model, tokenizer = loading.open_source(setup.model, "causal-lm")
         self.dense = Artifact(model=model, tokenizer=tokenizer)
-        wanted = TUNING_WINDOWS + setup.steps * setup.batch
+        wanted = TUNING_WINDOWS + max(setup.steps * setup.batch, CALIBRATION_WINDOWS)
         training = self._windows("training", setup.text, wanted, cache)
         count = len(training)
         self.tuning = Part(training, range(TUNING_WINDOWS))
         self.training = Part(training, range(TUNING_WINDOWS, count))
         self.calibration = Part(training, range(TUNING_WINDOWS, min(count, TUNING_WINDOWS + CALIBRATION_WINDOWS)))
-        evaluation = self._windows("evaluation", setup.evaluation, setup.windows, cache)
-        self.evaluation = Part(evaluation, range(len(evaluation)))
+        evaluation = self._windows("evaluation", setup.evaluation, 0, cache)
+        places = np.linspace(0, len(evaluation) - 1, min(setup.windows, len(evaluation)))
+        self.evaluation = Part(evaluation, [round(place) for place in places])
 
     def run(self, cell: Cell) -> Row:
         """Return everything measured of a cell; a cell whose training diverges has no losses."""
@@ -149,7 +150,7 @@ class Bench:
 
         def loss_of(number: int) -> Tensor:
             batch = self.training.batch(draw(number, len(self.training), settings.batch, seed))
-            return loss_of_batch(model, dict(batch), "causal-lm")
+            return losses_of(model, batch).mean()
 
         with tempfile.TemporaryDirectory() as folder, frozen(model, settings, torch.device("cpu")):
             model.requires_grad_(True)
@@ -175,11 +176,16 @@ def window_losses(artifact: Artifact, part: Part, rows: int = 16) -> list[float]
     losses: list[float] = []
     for start in range(0, len(part), rows):
         batch = part.batch(list(range(start, min(start + rows, len(part)))))
-        logits = artifact.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-        labels = batch["labels"][:, 1:]
-        paid = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        losses += (paid.sum(1) / (labels != -100).sum(1)).tolist()
+        losses += losses_of(artifact.model, batch).mean(1).tolist()
     return losses
+
+
+def losses_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Return the next-token loss `[batch, tokens - 1]` in nats; windows of running text have no padding."""
+    ids = batch["input_ids"]
+    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
+    paid = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return paid.view(len(ids), -1)
 
 
 def formula(config: Any, cell: Cell, parameters: int) -> int | None:

@@ -21,10 +21,9 @@ _DRAWS = 10_000
 
 
 def tried(rows: Mapping[str, Row], cell: Cell) -> dict[float, float]:
-    """Return the tuning loss by learning rate of what was tried for this cell, lowest rate first."""
-    group = cell.tuned_as()
-    fields = ("pattern", "form", "rank", "norms", "window", "seed")
-    same = [r for r in rows.values() if "tuning" in r and all(r[f] == getattr(group, f) for f in fields)]
+    """Return the tuning loss by learning rate of all that was tried for a cell with seed 0, lowest rate first."""
+    wanted = {**_fields(cell), "seed": 0}
+    same = [r for r in rows.values() if "tuning" in r and all(r[f] == v for f, v in wanted.items() if f != "lr")]
     return {r["lr"]: r["tuning"] for r in sorted(same, key=lambda r: r["lr"] or 0.0)}
 
 

@@ -27,7 +27,7 @@ from benchmarks.perp import cells, clock, report
 from benchmarks.perp.cells import GRID, QUICK_GRID, WIDER, Cell
 from benchmarks.perp.measure import Bench, Setup
 from benchmarks.perp.results import Results, Row, read
-from compress import tree
+from compress import files, loading, tree
 from compress.data import corpora
 from compress.errors import UserFault
 
@@ -57,17 +57,20 @@ class Runner:
             self._finish(group.at(lr))
         while (wider := self._beyond(group)) is not None:
             self._finish(group.at(wider))
-        self._finish(cell.at(report.best_rate(self.results.rows, cell)))
+        best = report.best_rate(self.results.rows, group) or self.grid[0]
+        for lr in dict.fromkeys((best, cell.other_rate(best))):
+            self._finish(cell.at(lr))
 
     def time(self, cell: Cell, model: str, cache: Path) -> None:
         """Finish the timing of the cell on a model."""
-        key = f"time/{model}/{cell.key}"
+        name = Path(model).name
+        key = f"time/{name}/{cell.key}"
         if key not in self.results.rows:
             self._in_time()
-            row = {"key": key, **clock.run(self.bench.setup, cell, model, cache)}
+            row = {"key": key, "model": name, **clock.run(self.bench.setup, cell, model, cache)}
             self.results.add(row)
             print(
-                f"{model} {cell.title}: {row['seconds_per_step']:.3f} s a step, {row['added_mib']:.0f} MiB", flush=True
+                f"{name} {cell.title}: {row['seconds_per_step']:.3f} s a step, {row['added_mib']:.0f} MiB", flush=True
             )
 
     def _beyond(self, group: Cell) -> float | None:
@@ -109,7 +112,7 @@ def arguments() -> Any:
     parser.add_argument("--name", help="of the results; by default the model's, with -quick")
     parser.add_argument("--quick", action="store_true", help="few cells, few steps")
     parser.add_argument("--minutes", type=float, default=0, help="start no cell after so many; 0 = no limit")
-    parser.add_argument("--steps", type=int, help="optimizer steps of every training; default 150, quick 40")
+    parser.add_argument("--steps", type=int, help="optimizer steps of every training; default 128, quick 40")
     parser.add_argument("--batch", type=int, default=4, help="windows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
     parser.add_argument("--windows", type=int, help="evaluation windows; default 128, quick 64")
@@ -118,10 +121,24 @@ def arguments() -> Any:
     given = parser.parse_args()
     if given.evaluation is None and given.text not in corpora.NAMES:
         parser.error("--text is a file, so --evaluation must name another one")
-    given.steps = given.steps or (40 if given.quick else 150)
+    given.steps = given.steps or (40 if given.quick else 128)
     given.windows = given.windows or (64 if given.quick else 128)
     given.name = given.name or Path(given.model).name + ("-quick" if given.quick else "")
     return given
+
+
+def recorded(setup: Setup) -> Row:
+    """Return what a results file keeps of the setup: names and digests in the place of paths, and the machine."""
+    weights = sorted(loading.locate(setup.model).glob("*.safetensors"))
+    return {
+        **dataclasses.asdict(setup),
+        **{k: Path(getattr(setup, k)).name for k in ("model", "text", "evaluation")},
+        "weights": files.digest_of([files.sha256(w) for w in weights])[:12],
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
 
 
 def work(given: Any, path: Path) -> bool:
@@ -130,8 +147,7 @@ def work(given: Any, path: Path) -> bool:
         model=given.model, text=given.text, evaluation=given.evaluation or given.text, steps=given.steps,
         batch=given.batch, length=given.length, windows=given.windows,
     )  # fmt: skip
-    machine = {"torch": torch.__version__, "python": sys.version.split()[0], "threads": torch.get_num_threads()}
-    results = Results(path, {**dataclasses.asdict(setup), **machine, "cores": os.cpu_count()})
+    results = Results(path, recorded(setup))
     deadline = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(setup, Path(folder))
