@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from compress import tree
+from compress import registry, tree
 from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Exporter, Target
+from compress.engines import Engines
 
 torch.set_num_threads(1)
 
@@ -94,5 +99,20 @@ def tiny(tokenizer: tf.PreTrainedTokenizerFast) -> Callable[..., Artifact]:
         model = classes[task].from_config(config).eval()
         tree.linearise_(model)
         return Artifact(model=model, tokenizer=tokenizer, task=task)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine_of(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a maker of verified engine folders, each made once and only to be read: `engine_of("llama")`."""
+
+    @functools.cache
+    def make(kind: str = "llama", task: Any = None, precision: Any = "fp32") -> Path:
+        found = registry.load("exporters", "onnx", Exporter)
+        folder = tmp_path_factory.mktemp(f"{kind}-{precision}")
+        target, context = Target(prompt=16, generate=4, precision=precision), Context(folder=folder)
+        Engines().build(tiny(kind, task), found(found.Settings()), target, folder, context)
+        return folder
 
     return make
