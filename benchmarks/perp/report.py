@@ -183,8 +183,8 @@ def _clock(rows: Mapping[str, Row]) -> str:
     lines = [
         "## Time and memory of a step",
         "",
-        "| model | trained | s a step (quartiles) | x full | MiB above the loaded model | x full |",
-        "|---|---|--:|--:|--:|--:|",
+        "| model | trained | s a step (quartiles) | x full | MiB above loaded | x full | glibc's default heap |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in timed:
         base = next((r for r in timed if r["model"] == row["model"] and r["title"] == "full"), None)
@@ -194,7 +194,7 @@ def _clock(rows: Mapping[str, Row]) -> str:
         low, high = row["quartiles"]
         lines.append(
             f"| {row['model']} | {row['title']} | {time:.3f} ({low:.3f} … {high:.3f}) | {faster} "
-            f"| {memory:.0f} | {smaller} |"
+            f"| {memory:.0f} | {smaller} | {row['kept_mib']:.0f} |"
         )
     return "\n".join(lines) if timed else ""
 

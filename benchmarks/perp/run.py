@@ -112,17 +112,17 @@ def arguments() -> Any:
     parser.add_argument("--name", help="of the results; by default the model's, with -quick")
     parser.add_argument("--quick", action="store_true", help="few cells, few steps")
     parser.add_argument("--minutes", type=float, default=0, help="start no cell after so many; 0 = no limit")
-    parser.add_argument("--steps", type=int, help="optimizer steps of every training; default 128, quick 40")
+    parser.add_argument("--steps", type=int, help="optimizer steps of every training; default 128, quick 30")
     parser.add_argument("--batch", type=int, default=4, help="windows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
-    parser.add_argument("--windows", type=int, help="evaluation windows; default 128, quick 64")
+    parser.add_argument("--windows", type=int, help="evaluation windows; default 128, quick 48")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the tables")
     parser.add_argument("--no-timing", action="store_true", help="leave out time and memory, as on a busy machine")
     given = parser.parse_args()
     if given.evaluation is None and given.text not in corpora.NAMES:
         parser.error("--text is a file, so --evaluation must name another one")
-    given.steps = given.steps or (40 if given.quick else 128)
-    given.windows = given.windows or (64 if given.quick else 128)
+    given.steps = given.steps or (30 if given.quick else 128)
+    given.windows = given.windows or (48 if given.quick else 128)
     given.name = given.name or Path(given.model).name + ("-quick" if given.quick else "")
     return given
 
