@@ -18,14 +18,16 @@ import contextlib
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from compress.artifact import Artifact
-from compress.context import Context
 from compress.contracts import Engine, Export, Exporter, Facts, Settings, Target
 from compress.errors import BadSettings
+
+if TYPE_CHECKING:
+    from compress.artifact import Artifact
+    from compress.context import Context
 
 GRAPH = "model.onnx"
 SCRIPT = Path(__file__).with_name("_run.py")
@@ -77,7 +79,7 @@ class Onnx(Exporter):
 
     def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
         """Write the graph and `run.py`; the model stays as it is."""
-        from exporters import _graph
+        from exporters import _graph  # seconds of torch, which settings and `doctor` need not wait for
 
         precision = target.precision if target else "fp32"
         if artifact.task == "causal-lm":

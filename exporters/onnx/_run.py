@@ -11,8 +11,6 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-HERE = Path(__file__).resolve().parent
-
 
 def write(session: ort.InferenceSession, engine: dict[str, Any], ids: list[int], count: int) -> Iterator[int]:
     """Yield the likeliest next token again and again; the graph reads each token once and keeps keys and values."""
@@ -27,8 +25,7 @@ def write(session: ort.InferenceSession, engine: dict[str, Any], ids: list[int],
         given["position_ids"] = np.arange(total - len(new), total, dtype=np.int64)[None]
         logits, *present = session.run(None, given)
         given |= {n.replace("present", "past_key_values"): a for n, a in zip(names[1:], present, strict=True)}
-        new = [int(logits[0, -1].argmax())]
-        if new[0] in engine["stop"]:
+        if (new := [int(logits[0, -1].argmax())])[0] in engine["stop"]:
             return
         yield new[0]
 
@@ -39,11 +36,14 @@ def main() -> None:
     parser.add_argument("prompt")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens at most")
     args = parser.parse_args()
-    engine = json.loads((HERE / "engine.json").read_text(encoding="utf-8"))
-    options, cuda = ort.SessionOptions(), ["CUDAExecutionProvider"] * (engine["target"]["device"] == "cuda")
+    here = Path(__file__).resolve().parent
+    engine = json.loads((here / "engine.json").read_text(encoding="utf-8"))
+    options, device = ort.SessionOptions(), engine["target"]["device"].upper()
     options.intra_op_num_threads = engine["target"]["threads"]
-    session = ort.InferenceSession(str(HERE / engine["graph"]), options, [*cuda, "CPUExecutionProvider"])
-    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+    if device == "CUDA":
+        ort.preload_dlls()
+    session = ort.InferenceSession(str(here / engine["graph"]), options, [f"{device}ExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
     text = tokenizer.encode(args.prompt)
     if engine["task"] != "causal-lm":
         given = {"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}
