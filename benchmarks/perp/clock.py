@@ -24,8 +24,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.perp.cells import LORAS, MIDDLE, RANK, Cell
+from benchmarks.perp.ledger import Row
 from benchmarks.perp.measure import Bench, Setup
-from benchmarks.perp.results import Row
 from compress import loading
 
 LARGE = "random-89m"

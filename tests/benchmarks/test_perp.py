@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.perp import cells, report
 from benchmarks.perp.cells import Cell
+from benchmarks.perp.ledger import Results, read
 from benchmarks.perp.measure import formula
-from benchmarks.perp.results import Results, read
 from compress import tree
 from compress.artifact import Artifact
 from compress.contracts import MaskFact
