@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from transformers import ByT5Tokenizer
 
 from compress import files, generate, loading
 from compress.artifact import Artifact, Step
@@ -21,7 +22,7 @@ from compress.context import Context, QuietReport
 from compress.contracts import Export, Target
 from compress.engines import Engines
 from compress.engines.twin import twin
-from compress.errors import BadModel, ParityError, Tampered
+from compress.errors import BadModel, CompressError, ParityError, Tampered
 from exporters.onnx import Onnx, OnnxSettings
 
 Tiny = Callable[..., Artifact]
@@ -105,6 +106,25 @@ def test_opened_for_other_threads(engine_of: EngineOf) -> None:
     logits, past = engine.step(one, one, one, engine.empty_past(1))
     assert (logits.shape, len(past), past[0][0].shape) == ((1, 1, 384), 2, (1, 2, 1, 8))
     engine.close()
+
+
+def test_a_tokenizer_that_engines_cannot_read_is_refused(
+    tiny: Tiny, tmp_path: Path, reuse: Callable[..., None]
+) -> None:
+    reuse("llama")
+    with pytest.raises(BadModel, match=r"ByT5Tokenizer: has no tokenizer\.json, the form that engines read"):
+        build(tiny("llama").after(tokenizer=ByT5Tokenizer()), tmp_path)
+
+
+def test_an_exporter_that_nobody_could_find_again_is_refused(
+    tiny: Tiny, tmp_path: Path, reuse: Callable[..., None]
+) -> None:
+    class Hidden(Onnx):
+        pass
+
+    reuse("llama")
+    with pytest.raises(CompressError, match="Hidden: no file of exporters/ and no entry point leads to it"):
+        Engines().build(tiny("llama"), Hidden(OnnxSettings()), TARGET, tmp_path, Context(folder=tmp_path))
 
 
 # -- the proof --------------------------------------------------------------------------------------------------------
