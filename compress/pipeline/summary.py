@@ -13,10 +13,10 @@ import torch
 
 from compress import files, measure, report, tree
 from compress.artifact import Artifact
-from compress.contracts import Facts
+from compress.contracts import Facts, Target
 from compress.measure import Measurement
 from compress.pipeline import figures
-from compress.pipeline.runner import Done, Runner
+from compress.pipeline.runner import MEASURED, Done, Runner
 
 _VERSIONS = ("compress-engine", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -30,11 +30,9 @@ def write(
     engines: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Measure what is not measured yet, write the report into the run folder and return its content."""
-    pipeline = runner.pipeline
+    pipeline, model = runner.pipeline, runner.pipeline.model
     index = len(runner.done) + len(exported) + 1
-    found = figures.quality(runner, dense, last, engines, index)
-    model = pipeline.model
-    told = {d.name: d for d in exported}
+    quality = figures.quality(runner, dense, last, engines, index)
     content: dict[str, Any] = {
         "format": report.FORMAT,
         "name": pipeline.path.stem,
@@ -45,39 +43,25 @@ def write(
             "parameters": facts[0].parameters,
             "family": facts[0].family,
         },
-        "steps": [_step(d, runner) for d in runner.done],
-        "layers": _layers(last, facts[-1]),
-        "quality": _quality(found, runner),
+        "steps": [_step(d) for d in runner.done],
+        "layers": _layers(last, facts[-1], runner),
+        "quality": _quality(quality, runner),
         "engines": [],
         "versions": _versions(),
         "machine": _machine(runner),
-        "simulated": [],
-        "measured": [
-            "quality of the engine: on the engine itself, reopened in its runtime",
-            "latency: thread time of both engines, interleaved in fresh processes on this machine",
-        ]
-        if engines
-        else ["quality: on the models, in torch"],
+        **_truth(facts[-1], engines),
         "warnings": [],
     }
+    told = {d.name: d for d in exported}
     for place, target in enumerate(pipeline.targets, start=index + 1):
         names = [n for n in engines if n == target.name or n.startswith(f"{target.name}-")]
         names.sort(key=lambda n: not n.endswith("-dense"))  # the parent is the reference
         if not names:
             continue
-        measured = figures.latency(runner, target, names, engines, place)
-        content["warnings"] += measure.cautions(Measurement.model_validate(measured))
-        content["engines"].append(
-            {
-                "target": target.name,
-                "folder": str(engines[names[-1]].relative_to(runner.folder)),
-                "export": told[names[-1]].use,
-                "settings": target.model_dump(mode="json"),
-                "parity": next(iter(told[names[-1]].measured.get("parity", [])), {}),
-                "latency": measured,
-            }
-        )
-        files.write_json(engines[names[-1]] / "measured.json", {**told[names[-1]].measured, "latency": measured})
+        latency = figures.latency(runner, target, names, engines, place)
+        content["warnings"] += measure.cautions(Measurement.model_validate(latency))
+        content["engines"].append(_engine(told[names[-1]], target, latency, runner))
+        _keep_figures(told, names, latency, quality)
     report.write(runner.folder, content)  # type: ignore[arg-type]
     return content
 
@@ -104,7 +88,49 @@ def headline(content: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _step(done: Done, runner: Runner) -> dict[str, Any]:
+def _engine(done: Done, target: Target, latency: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    return {
+        "target": target.name,
+        "folder": str(done.folder.relative_to(runner.folder)),
+        "export": done.use,
+        "settings": target.model_dump(mode="json"),
+        "parity": next(iter(done.measured.get("parity", [])), {}),
+        "latency": latency,
+    }
+
+
+def _keep_figures(
+    told: Mapping[str, Done], names: Sequence[str], latency: Mapping[str, Any], quality: Mapping[str, Any]
+) -> None:
+    """Lay beside every compressed engine what it was measured to do, each figure beside the dense parent's."""
+    child = quality["compressed"]
+    for name in names:
+        measured = {**told[name].measured, "latency": latency}
+        if name in quality["engines"]:
+            measured["quality"] = {
+                "engine": quality["engines"][name]["metrics"],
+                "dense": (child["parent"] or child)["metrics"],
+                "compressed minus dense": child["deltas"],
+                "engine minus compressed": quality["engines"][name]["deltas"],
+            }
+        files.write_json(told[name].folder / MEASURED, measured)
+
+
+def _truth(facts: Facts, engines: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Say which figures were measured on the real thing, and which gains were not."""
+    if not engines:
+        return {"measured": ["quality: on the models, in torch"], "simulated": []}
+    measured = [
+        "quality of the engine: on the engine itself, reopened in its runtime",
+        "latency, memory: of both engines, interleaved in fresh processes on this machine",
+    ]
+    simulated = (
+        ["speed of masked weights on kernels for them: not measured, onnxruntime has none"] if facts.masks else []
+    )
+    return {"measured": measured, "simulated": simulated}
+
+
+def _step(done: Done) -> dict[str, Any]:
     step = files.read_json(done.folder / "compress.json")["lineage"][-1]
     measured = {k: v for k, v in done.measured.items() if k != "seconds"}
     return {
@@ -119,8 +145,9 @@ def _step(done: Done, runner: Runner) -> dict[str, Any]:
     }
 
 
-def _layers(last: Done, facts: Facts) -> list[dict[str, Any]]:
-    weights = tree.block_linears(Artifact.load(last.folder).model)
+def _layers(last: Done, facts: Facts, runner: Runner) -> list[dict[str, Any]]:
+    trust = runner.pipeline.model.trust_remote_code
+    weights = tree.block_linears(Artifact.load(last.folder, trust_remote_code=trust).model)
     return [
         {
             "name": name,

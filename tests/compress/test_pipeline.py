@@ -99,6 +99,12 @@ def test_a_run_ends_with_a_verified_engine_and_a_report(finished: pipeline.Run) 
     report = json.loads((finished.folder / "report.json").read_text())
     assert report["quality"]["engine"]
     assert report["engines"][0]["latency"]
+    assert report["engines"][0]["parity"]["logits"]["difference"] <= 1e-4
+    measured = json.loads((finished.engines["laptop"] / MEASURED).read_text())
+    perplexity = {m["name"]: m["value"] for m in measured["quality"]["engine"]}["perplexity"]
+    torch_perplexity = {m["name"]: m["value"] for m in report["quality"]["compressed"]}["perplexity"]
+    assert perplexity == pytest.approx(torch_perplexity, rel=1e-3)
+    assert measured["quality"]["dense"]
     artifact = finished.artifact
     assert len(artifact.masks) == 14
     for mask in artifact.masks.values():
