@@ -27,7 +27,11 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
         ("model", "source"),
         None,
         lambda: loading.facts_of(
-            model.source, model.task, revision=model.revision, trust_remote_code=model.trust_remote_code
+            model.source,
+            model.task,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            labels=model.labels,
         ),
     )
     _judge_data(pipeline, start, faults)
