@@ -203,7 +203,13 @@ def test_an_artifact_edited_by_hand(ground: Ground) -> None:
 def test_ctrl_c_is_clean_and_resumable(ground: Ground) -> None:
     path = ground.file(("steps = 4", "steps = 4000"))
     command = [sys.executable, "-m", "compress.cli", "run", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     deadline = time.monotonic() + 120
     while not list((ground.folder / "run").glob("partial/03-perp-*/*.safetensors")):
         assert time.monotonic() < deadline
