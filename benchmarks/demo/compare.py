@@ -5,7 +5,8 @@
 
 Everything is charged for the same bytes, those of the documents; nobody pays for where a document ends.  The n-gram
 models and the demo model start each document afresh; xz reads all documents in one stream and so may also copy from
-other held-out documents (docstrings stand in both corpora), which only helps xz.
+other held-out documents, which only helps xz.  The goal is judged on each corpus: on `both`, every docstring stands
+twice (in the documentation and in the source), and what xz saves there is the second copy.
 """
 
 import argparse
@@ -126,13 +127,22 @@ def compare(source: str, every: int, stride: int) -> dict[str, dict[str, float]]
 
 
 def table(bits: dict[str, dict[str, float]]) -> str:
-    """Return the figures as a Markdown table, with what the model saves against each method on both corpora."""
-    ours = bits["demo model"]["both"]
-    lines = ["| method | " + " | ".join((*corpora.NAMES, "both")) + " | demo model needs |", "|---|--:|--:|--:|--:|"]
+    """Return the figures as a Markdown table; in brackets how many bits fewer the demo model needs."""
+    ours = bits["demo model"]
+    lines = ["| method | " + " | ".join(ours) + " |", "|---|" + "--:|" * len(ours)]
     for method, row in bits.items():
-        figures = " | ".join(f"{row[c]:.4f}" for c in (*corpora.NAMES, "both"))
-        lines.append(f"| {method} | {figures} | {100 * (ours / row['both'] - 1):+.1f} % |")
+        figures = " | ".join(f"{v:.4f} ({100 * (1 - ours[c] / v):.1f} %)" for c, v in row.items())
+        lines.append(f"| {method} | {figures} |")
     return "\n".join(lines)
+
+
+def saved(bits: dict[str, dict[str, float]]) -> dict[str, dict[str, object]]:
+    """Return, by corpus, the best other method and the share of its bits that the demo model saves."""
+    found: dict[str, dict[str, object]] = {}
+    for corpus, ours in bits["demo model"].items():
+        value, method = min((b[corpus], m) for m, b in bits.items() if m != "demo model")
+        found[corpus] = {"best_other": method, "saved": round(1 - ours / value, 4)}
+    return found
 
 
 def main() -> None:
@@ -145,17 +155,17 @@ def main() -> None:
     args = parser.parse_args()
     started = time.monotonic()
     bits = compare(args.model, QUICK if args.quick else 1, args.stride)
-    best = min((b["both"], m) for m, b in bits.items() if m != "demo model")
-    saved = 1 - bits["demo model"]["both"] / best[0]
-    verdict = "reached" if saved >= GOAL else "MISSED"
+    shares = saved(bits)
+    reached = all(float(str(shares[c]["saved"])) >= GOAL for c in corpora.NAMES)
     print(f"\n{table(bits)}\n")
-    print(f"against the best other, {best[1]}: {100 * saved:.1f} % fewer bits per byte; goal {GOAL:.0%} {verdict}")
+    for corpus, share in shares.items():
+        print(f"{corpus}: {share['saved']:.1%} fewer bits per byte than the best other, {share['best_other']}")
+    print(f"goal {GOAL:.0%} on each corpus: {'reached' if reached else 'MISSED'}")
     report = {
         "bits_per_byte": {m: {c: round(v, 4) for c, v in b.items()} for m, b in bits.items()},
-        "best_other": best[1],
-        "saved": round(saved, 4),
+        "against_the_best_other": shares,
         "goal": GOAL,
-        "reached": saved >= GOAL,
+        "reached": reached,
         "quick": args.quick,
         "stride": args.stride,
         "python": platform.python_version(),
