@@ -1,7 +1,7 @@
 """Run the quickstart's pipeline on the geometry of a 0.5 B model with random weights: peak memory and minutes.
 
     python benchmarks/large/run.py --work runs/large            # 24 layers, 494 M parameters
-    python benchmarks/large/run.py --work runs/large --steps 2  # fewer steps of retraining
+    python benchmarks/large/run.py --work runs/large --steps 2 --windows 8   # less retraining, less evaluation
 
 Random weights say nothing of quality; memory, disk and time are those of a real model of this shape.
 """
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the model and the run")
     parser.add_argument("--steps", type=int, help="steps of retraining; default: the example's")
+    parser.add_argument("--windows", type=int, help="windows of evaluation; default: the example's")
     args = parser.parse_args()
     work: Path = args.work.resolve()
     model = work / "model"
@@ -63,6 +64,8 @@ def main() -> None:
     text = text.replace('source = "demo"', f'source = "{model}"').replace('"runs/demo"', f'"{work / "run"}"')
     if args.steps:
         text = re.sub(r"(?m)^steps = \d+", f"steps = {args.steps}", text)
+    if args.windows:
+        text += f"\n[data.evaluation]\nwindows = {args.windows}\n"
     (work / "large.toml").write_text(text)
     started = time.monotonic()
     command = [sys.executable, "-m", "compress.cli", "run", str(work / "large.toml")]
@@ -70,7 +73,8 @@ def main() -> None:
     peak = watch(process)
     result = {
         "parameters": 494_032_768,
-        "steps": args.steps,
+        "steps": args.steps or "as in the example",
+        "windows": args.windows or "as in the example",
         "minutes": round((time.monotonic() - started) / 60, 1),
         "peak_mib": round(peak),
         "disk_mib": round(sum(f.stat().st_size for f in (work / "run").rglob("*") if f.is_file()) / 2**20),
