@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import random
+import shutil
 import subprocess
 import sys
 import time
@@ -161,29 +162,33 @@ def test_an_artifact_edited_by_hand_is_refused_and_named(ground: Path, tmp_path:
 @pytest.mark.slow
 def test_twenty_kills_at_random_instants_give_the_same_bytes(ground: Path, tmp_path: Path) -> None:
     """Kill a run at instants spread over its whole length, inside perp and inside export too, and resume each."""
-    import random
-
-    reference = write(ground, tmp_path / "reference", steps=60)
+    often = {"rank = 2": "rank = 2\ncheckpoint_every = 20"}
+    reference = write(ground, tmp_path / "reference", steps=1500, **often)
     command = [sys.executable, "-m", "compress.cli", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     subprocess.run([*command, str(reference)], check=True, env=environment, capture_output=True)
     length = time.monotonic() - started
     expected = bytes_of(tmp_path / "reference")
-    draw = random.Random(0)
-    path = write(ground, tmp_path / "killed", steps=60)
-    kills = 0
+    draw, folder = random.Random(0), tmp_path / "killed"
+    path = write(ground, folder, steps=1500, **often)
+    kills, inside = 0, set()
     while kills < 20:
         process = subprocess.Popen([*command, str(path)], env=environment, stdout=subprocess.DEVNULL)
         try:
-            process.wait(draw.uniform(2.0, length))
+            process.wait(draw.uniform(3.0, length / 2))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
             kills += 1
+            inside |= {p.name[:7] for p in folder.glob("partial/*")} | {
+                p.name for p in folder.glob("engines/*.partial")
+            }
             continue
         assert process.returncode == 0
-        assert bytes_of(tmp_path / "killed") == expected
-        subprocess.run(["rm", "-rf", str(tmp_path / "killed")], check=True)
+        assert bytes_of(folder) == expected
+        shutil.rmtree(folder)
     subprocess.run([*command, str(path)], check=True, env=environment, capture_output=True)
-    assert bytes_of(tmp_path / "killed") == expected
+    assert bytes_of(folder) == expected
+    assert "03-perp" in inside
+    assert inside & {"laptop.partial", "laptop-dense.partial"}
