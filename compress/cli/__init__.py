@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,4 +85,5 @@ for _verb in (*running.VERBS, *measuring.VERBS, *looking.VERBS):
 
 def main() -> None:
     """Run the command line and exit."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no line of source for users
     cli(prog_name="compress")
