@@ -130,13 +130,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def check(folder: Path) -> None:
     """Raise `Tampered` unless every recorded file is there with its recorded bytes."""
-    for name, digest in read_card(folder)["files"].items():
-        path = folder / name
-        if not path.is_file() or files.sha256(path) != digest:
-            what = "was changed" if path.is_file() else "is missing"
-            raise Tampered(
-                f"{path}: {what} after it was written (its digest differs from {CARD}); delete {folder} to make it anew"
-            )
+    files.check(folder, read_card(folder)["files"], CARD)
 
 
 def digest(folder: Path) -> str:

@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.errors import NoSpace
+from compress.errors import NoSpace, Tampered
 
 
 def sha256(path: Path) -> str:
@@ -30,6 +30,17 @@ def digests(folder: Path, without: frozenset[str] = frozenset()) -> dict[str, st
     """Return the digest of every file below a folder, by relative posix path, sorted."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     return {n: sha256(folder / n) for n in (p.relative_to(folder).as_posix() for p in paths) if n not in without}
+
+
+def check(folder: Path, expected: Mapping[str, str], card: str) -> None:
+    """Raise `Tampered` unless every expected file is there with its digest, which the file `card` holds."""
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != digest:
+            what = "was changed" if path.is_file() else "is missing"
+            raise Tampered(
+                f"{path}: {what} after it was written (its digest differs from {card}); delete {folder} to make it anew"
+            )
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -86,14 +86,7 @@ class Engines:
 
     def check(self, folder: Path) -> None:
         """Raise `Tampered` unless every file that `engine.json` lists is there with its bytes."""
-        for name, digest in read_manifest(folder)["files"].items():
-            path = folder / name
-            if not path.is_file() or files.sha256(path) != digest:
-                what = "was changed" if path.is_file() else "is missing"
-                raise Tampered(
-                    f"{path}: {what} after it was written (its digest differs from {MANIFEST}); "
-                    f"delete {folder} to make it anew"
-                )
+        files.check(folder, read_manifest(folder)["files"], MANIFEST)
 
     def is_engine(self, folder: Path) -> bool:
         """Tell whether a folder is an engine folder."""
