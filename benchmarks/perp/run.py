@@ -112,6 +112,9 @@ def arguments() -> Any:
     parser.add_argument("--name", help="of the results; by default the model's, with -quick")
     parser.add_argument("--quick", action="store_true", help="few cells, few steps")
     parser.add_argument("--minutes", type=float, default=0, help="start no cell after so many; 0 = no limit")
+    parser.add_argument(
+        "--patterns", nargs="+", choices=("dense", *cells.PATTERNS), help="only cells of these, for now"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps of every training; default 128, quick 30")
     parser.add_argument("--batch", type=int, default=4, help="windows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
@@ -157,10 +160,11 @@ def work(given: Any, path: Path) -> bool:
                 for cell, model in clock.timed(setup.model, quick=given.quick):
                     runner.time(cell, model, Path(folder))
             for cell in cells_of(bench, given.quick):
-                runner.run(cell)
+                if not given.patterns or cell.pattern in given.patterns:
+                    runner.run(cell)
         except TimeoutError:
             return False
-    return True
+    return not given.patterns
 
 
 def main() -> None:
@@ -178,7 +182,7 @@ def main() -> None:
     path.with_suffix(".md").write_text(text)
     print(f"\n{text}")
     if not finished:
-        print(f"stopped after {given.minutes:g} minutes; the same command goes on")
+        print("not all cells are finished; the same command goes on")
 
 
 if __name__ == "__main__":
