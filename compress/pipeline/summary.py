@@ -14,6 +14,7 @@ import torch
 from compress import files, measure, report, tree
 from compress.artifact import Artifact
 from compress.contracts import Facts, Target
+from compress.engines import read_manifest
 from compress.measure import Measurement
 from compress.pipeline import figures
 from compress.pipeline.runner import MEASURED, Done, Runner
@@ -54,7 +55,7 @@ def write(
     }
     told = {d.name: d for d in exported}
     for place, target in enumerate(pipeline.targets, start=index + 1):
-        names = [n for n in engines if n == target.name or n.startswith(f"{target.name}-")]
+        names = [n for n, folder in engines.items() if read_manifest(folder)["target"]["name"] == target.name]
         names.sort(key=lambda n: not n.endswith("-dense"))  # the parent is the reference
         if not names:
             continue
