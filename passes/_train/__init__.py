@@ -14,15 +14,19 @@ from torch import Tensor
 from compress.context import Context
 from passes._train.loop import Loop
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
+from passes._train.task import classifier, loss, loss_on
 
 __all__ = [
     "Group",
     "TrainSettings",
     "Trained",
     "autocast",
+    "classifier",
     "draw",
     "frozen",
     "inputs_of",
+    "loss",
+    "loss_on",
     "lr_factor",
     "recomputed",
     "train_",

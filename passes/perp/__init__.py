@@ -31,9 +31,10 @@ from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BrokenPromise
 from passes import _masks
+from passes._train import classifier
 from passes.perp import reconstruct, retrain
 from passes.perp.settings import PerpSettings
-from passes.perp.subsets import choose, classifier
+from passes.perp.subsets import choose
 
 
 class Perp(Pass):

@@ -6,47 +6,23 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Task
 from passes import _adapter
 from passes._adapter import Adapter
-from passes._train import autocast, draw, frozen, inputs_of, recomputed, train_
+from passes._train import autocast, frozen, loss_on, recomputed, train_
 from passes.perp.settings import PerpSettings
 from passes.perp.subsets import Chosen, attach_
 
 _PROBES = 4  # batches on which the jump of a merge is measured
 
 
-def loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
-    """Return the mean loss: next-token cross-entropy or cross-entropy in nats, or squared error.
-
-    Args:
-        logits: float [batch, tokens, vocabulary] of a causal language model, else [batch, classes] or [batch, 1].
-        labels: int64 [batch, tokens] with -100 where no loss is taken, int64 [batch] classes, or float [batch] values.
-        task: which of them.
-    """
-    if task == "regression":
-        return functional.mse_loss(logits.float().squeeze(-1), labels.float())
-    if task == "causal-lm":
-        logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    total = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
-    return total / (labels != -100).sum().clamp(min=1)
-
-
 def run_(artifact: Artifact, chosen: Chosen, settings: PerpSettings, context: Context) -> None:
     """Train what was chosen with the task's loss and merge it."""
     model = artifact.model
-    examples = context.data["training"].examples(artifact.tokenizer)
-
-    def loss_of(number: int) -> Tensor:
-        batch = examples.batch(draw(number, len(examples), settings.batch, context.seed))
-        logits = model(**inputs_of(model, batch, context.device)).logits
-        return loss(logits, batch["labels"].to(context.device), artifact.task)
-
+    loss_of = loss_on(artifact, settings, context)
     with frozen(model, settings, context.device):
         groups = attach_(artifact, chosen, settings, context.seed)
         with recomputed(tree.blocks(model).values(), settings.recompute):

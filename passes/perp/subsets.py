@@ -16,7 +16,7 @@ from compress.contracts import Facts
 from compress.errors import BadSettings
 from compress.families import families
 from passes import _adapter
-from passes._train import Group
+from passes._train import Group, classifier
 from passes.perp.settings import PerpSettings
 
 
@@ -90,12 +90,6 @@ def choose(settings: PerpSettings, facts: Facts) -> Chosen:
         unmasked=frozenset(linears) & facts.masks.keys() if form == "lora" else frozenset(),
     )
     return chosen
-
-
-def classifier(model: PreTrainedModel) -> list[str]:
-    """Return the parameters of a task model outside its backbone."""
-    inner = {id(p) for p in tree.backbone(model).parameters()}
-    return [n for n, p in model.named_parameters() if id(p) not in inner]
 
 
 def attach_(

@@ -19,8 +19,8 @@ from compress.data import DataSettings, Role, Source
 from compress.errors import BadData, BadSettings, BrokenPromise, Diverged
 from passes import _masks
 from passes._adapter import FORMS, Adapter
+from passes._train import loss
 from passes.perp import Perp
-from passes.perp.retrain import loss
 from tests.conftest import CAUSAL, ENCODERS
 
 WORDS = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained, and no zero is lost. "

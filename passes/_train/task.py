@@ -1,0 +1,50 @@
+"""End to end on training data: the loss of a task, and what of a task model lies outside its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Task
+from passes._train.recipe import TrainSettings, draw, inputs_of
+
+
+def loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Return the mean loss: next-token cross-entropy or cross-entropy in nats, or squared error.
+
+    Args:
+        logits: float [batch, tokens, vocabulary] of a causal language model, else [batch, classes] or [batch, 1].
+        labels: int64 [batch, tokens] with -100 where no loss is taken, int64 [batch] classes, or float [batch] values.
+        task: which of them.
+    """
+    if task == "regression":
+        return functional.mse_loss(logits.float().squeeze(-1), labels.float())
+    if task == "causal-lm":
+        logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    total = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
+    return total / (labels != -100).sum().clamp(min=1)
+
+
+def loss_on(artifact: Artifact, settings: TrainSettings, context: Context) -> Callable[[int], Tensor]:
+    """Return the mean loss of training batch i, i = 0, 1, 2, ..., as `train_` asks for it."""
+    model = artifact.model
+    examples = context.data["training"].examples(artifact.tokenizer)
+
+    def loss_of(number: int) -> Tensor:
+        batch = examples.batch(draw(number, len(examples), settings.batch, context.seed))
+        logits = model(**inputs_of(model, batch, context.device)).logits
+        return loss(logits, batch["labels"].to(context.device), artifact.task)
+
+    return loss_of
+
+
+def classifier(model: PreTrainedModel) -> list[str]:
+    """Return the parameters of a task model outside its backbone."""
+    inner = {id(p) for p in tree.backbone(model).parameters()}
+    return [n for n, p in model.named_parameters() if id(p) not in inner]
