@@ -24,7 +24,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.perp.cells import LORAS, MIDDLE, RANK, Cell
-from benchmarks.perp.ledger import Row
+from benchmarks._ledger import Row
 from benchmarks.perp.measure import Bench, Setup
 from compress import loading
 

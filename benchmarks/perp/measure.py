@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.perp.cells import Cell
-from benchmarks.perp.ledger import Row
+from benchmarks._ledger import Row
 from compress import loading, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context

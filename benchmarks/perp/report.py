@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.perp.cells import LORAS, MIDDLE, RANK, RANKS, WIDER, Cell
-from benchmarks.perp.ledger import Row
+from benchmarks._ledger import Row
 
 Reals = NDArray[np.float64]
 GOAL = 0.95

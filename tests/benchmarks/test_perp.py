@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.perp import cells, report
 from benchmarks.perp.cells import Cell
-from benchmarks.perp.ledger import Results, read
+from benchmarks._ledger import Results, read
 from benchmarks.perp.measure import formula
 from compress import tree
 from compress.artifact import Artifact
