@@ -23,8 +23,8 @@ import psutil
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.perp.cells import LORAS, MIDDLE, RANK, Cell
 from benchmarks._ledger import Row
+from benchmarks.perp.cells import LORAS, MIDDLE, RANK, Cell
 from benchmarks.perp.measure import Bench, Setup
 from compress import loading
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.perp.cells import Cell
 from benchmarks._ledger import Row
+from benchmarks.perp.cells import Cell
 from compress import loading, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.perp.cells import LORAS, MIDDLE, RANK, RANKS, WIDER, Cell
 from benchmarks._ledger import Row
+from benchmarks.perp.cells import LORAS, MIDDLE, RANK, RANKS, WIDER, Cell
 
 Reals = NDArray[np.float64]
 GOAL = 0.95

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
+from benchmarks._ledger import Results, Row, read
 from benchmarks.perp import cells, clock, report
 from benchmarks.perp.cells import GRID, QUICK_GRID, WIDER, Cell
-from benchmarks._ledger import Results, Row, read
 from benchmarks.perp.measure import Bench, Setup
 from compress import files, loading, tree
 from compress.data import corpora

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._ledger import Results, read
 from benchmarks.perp import cells, report
 from benchmarks.perp.cells import Cell
-from benchmarks._ledger import Results, read
 from benchmarks.perp.measure import formula
 from compress import tree
 from compress.artifact import Artifact
