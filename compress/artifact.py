@@ -7,15 +7,18 @@ the shape of every mask, the digest of every file) and the masks, bit-packed, in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress import files, loading, tree
@@ -59,6 +62,24 @@ class Artifact:
         """Return the artifact with some fields replaced and, when given, a step added to its lineage."""
         lineage = (*self.lineage, step) if step else self.lineage
         return dataclasses.replace(self, lineage=lineage, **changes)
+
+    def tensor_names(self) -> list[str]:
+        """Return the names of all tensors that the model stores; of tied ones, every name."""
+        return list(self.model.state_dict())
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor of the model, linears `[out, in]`; a stored one is read anew each time."""
+        found: Tensor = attrgetter(name)(self.model)
+        return found.detach()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[nn.Module]:
+        """Yield a block (a name of `tree.blocks`) that holds real weights; what changes in it stays changed."""
+        yield self.model.get_submodule(name)
+
+    def new_masks(self) -> MutableMapping[str, Tensor]:
+        """Return the masks to add to, for `after(masks=...)`: this artifact's, read on access, until they are set."""
+        return ChainMap({}, self.masks)  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Write the artifact into an existing, empty folder.

@@ -102,6 +102,7 @@ class Pass(ABC):
 
     Settings: ClassVar[type[PassSettings]] = PassSettings
     uses: ClassVar[frozenset[DataUse]] = frozenset()
+    streams: ClassVar[bool] = False  # whether it works on weights left on disk, through `Artifact.opened` alone
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -20,6 +20,7 @@ speed only where kernels for 2:4 exist (NVIDIA sparse tensor cores).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
@@ -52,6 +53,7 @@ class Magnitude(Pass):
 
     Settings = MagnitudeSettings
     settings: MagnitudeSettings
+    streams = True
 
     def plan(self, facts: Facts) -> Facts:
         """Return the facts with the masks to come.
@@ -73,44 +75,44 @@ class Magnitude(Pass):
         )
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
-        """Make the masks where the weights are, and zero what they prune."""
-        linears = tree.block_linears(artifact.model)
-        chosen = self._chosen(list(linears))
-        rule, made = self._rule(), dict[str, torch.Tensor]()
-        together = [chosen] if rule.scope == "global" else [[n] for n in chosen]
+        """Make the masks where the weights are, and zero what they prune, block by block."""
+        chosen = self._chosen(list(tree.block_linears(artifact.model)))
+        rule, masks, made = self._rule(), artifact.new_masks(), dict[str, torch.Tensor]()
+        if rule.scope == "global":
+            made = rule.masks({n: score(artifact.tensor(f"{n}.weight")) for n in chosen}, artifact.masks)
+        pruned = size = 0
         with context.report.bar("linears", len(chosen)) as bar:
-            for names in together:
-                made |= rule.masks({n: score(linears[n].weight) for n in names}, artifact.masks)
-                for name in names:
-                    _masks.apply_(linears[name].weight, made[name])
-                bar.advance(len(names))
-        masks = {**artifact.masks, **made}
-        zeros = sum(int((~m).sum()) for m in masks.values())
-        prunable = sum(linear.weight.numel() for linear in linears.values())
-        parameters = sum(p.numel() for p in artifact.model.parameters())
-        context.report.note(
-            f"pruned {_masks.sparsity_of(made.values()):.2%} of {len(chosen)} linears; masks now prune "
-            f"{zeros / prunable:.2%} of the {prunable:,} weights of all block linears, "
-            f"{zeros / parameters:.2%} of the {parameters:,} parameters of the model"
-        )
+            for block in tree.blocks(artifact.model):
+                names = [n for n in chosen if n.startswith(f"{block}.")]
+                with artifact.opened(block):
+                    for name in names:
+                        weight = artifact.model.get_parameter(f"{name}.weight")
+                        mask = made.pop(name) if made else rule.masks({name: score(weight)}, artifact.masks)[name]
+                        _masks.apply_(weight, mask)
+                        masks[name] = mask
+                        pruned, size = pruned + int((~mask).sum()), size + mask.numel()
+                        bar.advance()
+        told = f"pruned {pruned / size:.2%} of {len(chosen)} linears; "
+        context.report.note(told + _share_of_model(artifact, masks))
         return artifact.after(masks=masks)
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the counts of every mask, the zeros under it, and that nothing else changed by a bit."""
-        chosen = self._chosen(list(tree.block_linears(after.model)))
+        chosen, rule = self._chosen(list(tree.block_linears(after.model))), self._rule()
         if missing := [n for n in chosen if n not in after.masks]:
             raise BrokenPromise(f"{missing[0]}: has no mask, though the pass works on it")
-        masks = {f"{n}.weight": after.masks[n] for n in chosen}
-        self._rule().check(before.masks, {n: after.masks[n] for n in chosen})
-        for name, mask in before.masks.items():
-            if name not in chosen and not (name in after.masks and torch.equal(mask, after.masks[name])):
+        for names in [chosen] if rule.scope == "global" else [[n] for n in chosen]:
+            rule.check(before.masks, {n: after.masks[n] for n in names})
+        for name in before.masks.keys() - set(chosen):
+            if not (name in after.masks and torch.equal(before.masks[name], after.masks[name])):
                 raise BrokenPromise(f"{name}: its mask changed, though the pass leaves it alone")
-        old, new = before.model.state_dict(), after.model.state_dict()
-        if old.keys() != new.keys():
-            raise BrokenPromise(f"tensors came or went: {', '.join(sorted(old.keys() ^ new.keys()))}")
-        for name, was in old.items():
-            expected = was.masked_fill(~masks[name], 0) if name in masks else was
-            if not _masks.same_bits(expected, new[name]):
+        masked = {f"{n}.weight": n for n in chosen}
+        if came_or_went := set(before.tensor_names()) ^ set(after.tensor_names()):
+            raise BrokenPromise(f"tensors came or went: {', '.join(sorted(came_or_went))}")
+        for name in before.tensor_names():
+            was = before.tensor(name)
+            expected = was.masked_fill(~after.masks[masked[name]], 0) if name in masked else was
+            if not _masks.same_bits(expected, after.tensor(name)):
                 raise BrokenPromise(f"{name}: differs from what it was by more than zeros under its mask")
 
     def _chosen(self, names: list[str]) -> list[str]:
@@ -124,3 +126,13 @@ class Magnitude(Pass):
             )
         density = given.minimum_density if given.scope == "global" else 0.0
         return Rule.of(given, given.scope, density)
+
+
+def _share_of_model(artifact: Artifact, masks: Mapping[str, torch.Tensor]) -> str:
+    zeros = sum(int((~masks[n]).sum()) for n in masks)
+    prunable = sum(linear.weight.numel() for linear in tree.block_linears(artifact.model).values())
+    parameters = sum(p.numel() for p in artifact.model.parameters())
+    return (
+        f"masks now prune {zeros / prunable:.2%} of the {prunable:,} weights of all block linears, "
+        f"{zeros / parameters:.2%} of the {parameters:,} parameters of the model"
+    )
