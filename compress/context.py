@@ -12,6 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     from compress.artifact import Artifact
+    from compress.contracts import Facts
     from compress.data import Source
     from compress.engines import Engines
 
@@ -81,6 +82,7 @@ class Context:
         report: where progress, notes and figures go.
         engines: the one way to an engine.
         parent: opens the dense parent, a fresh copy each time.
+        facts: what was planned of the artifact that the step is given, patterns of masks among it; None without a plan.
     """
 
     folder: Path
@@ -91,3 +93,4 @@ class Context:
     report: Report = field(default_factory=QuietReport)
     engines: Engines | None = None
     parent: Callable[[], Artifact] | None = None
+    facts: Facts | None = None

@@ -7,6 +7,7 @@ beside it), `exports/` (what needs no runtime), `quality/` and `latency/` (measu
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -144,8 +145,8 @@ def _run(pipeline: Pipeline, facts: list[Facts], folder: Path, console: Console)
     jobs = list(_exports(pipeline))
     runner.count = 1 + len(pipeline.passes) + len(jobs) + 1 + len(pipeline.targets)
     dense = last = runner.model()
-    for entry, after in zip(pipeline.passes, facts[1:], strict=True):
-        last = runner.run_pass(entry, last, after)
+    for entry, (before, after) in zip(pipeline.passes, itertools.pairwise(facts), strict=True):
+        last = runner.run_pass(entry, last, before, after)
     exported: list[Done] = []
     for index, (entry, target, name, parent) in enumerate(jobs, start=len(runner.done) + 1):
         source = dense if parent else last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import time
@@ -81,8 +82,15 @@ class Runner:
         settings = {**model.model_dump(mode="json"), "digest": key}
         return self._artifact("model", "dense", key, settings, make, lambda _: None)
 
-    def run_pass(self, entry: Entry, before: Done, facts: Facts) -> Done:
-        """Run one pass on the artifact of the step before it, and hold it to its promises."""
+    def run_pass(self, entry: Entry, before: Done, planned: Facts, facts: Facts) -> Done:
+        """Run one pass on the artifact of the step before it, and hold it to its promises.
+
+        Args:
+            entry: the pass.
+            before: the step before it.
+            planned: what was planned of that step's artifact.
+            facts: what was planned of this one's.
+        """
         plugin = entry.plugin
         assert isinstance(plugin, Pass)
         trust = self.pipeline.model.trust_remote_code
@@ -90,7 +98,7 @@ class Runner:
         def make(context: Context) -> Artifact:
             given = Artifact.load(before.folder, trust_remote_code=trust)
             given.model.to(context.device)  # type: ignore[arg-type]
-            return plugin.run(given, context)
+            return plugin.run(given, dataclasses.replace(context, facts=planned))
 
         def ensures(folder: Path) -> None:
             was = Artifact.load(before.folder, trust_remote_code=trust)
