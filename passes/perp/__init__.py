@@ -23,14 +23,11 @@ Hurts: `lora_prune` at high sparsity (the jump); long reconstruction on few wind
 
 from __future__ import annotations
 
-import torch
-
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
-from compress.errors import BrokenPromise
-from passes import _masks
+from passes import _keeping, _masks
 from passes._train import classifier
 from passes.perp import reconstruct, retrain
 from passes.perp.settings import PerpSettings
@@ -100,19 +97,4 @@ class Perp(Pass):
         """Check the masks, every zero under them, and that what is not trained kept its bits."""
         facts = tree.facts(before.model, before.task)
         chosen = choose(self.settings, facts.after(masks={n: _masks.fact(m) for n, m in before.masks.items()}))
-        if after.masks.keys() != before.masks.keys() - chosen.unmasked:
-            raise BrokenPromise(f"masks came or went: {', '.join(sorted(after.masks.keys() ^ before.masks.keys()))}")
-        linears = tree.block_linears(after.model)
-        for name, mask in after.masks.items():
-            if not torch.equal(mask, before.masks[name]):
-                raise BrokenPromise(f"{name}: its mask changed")
-            if torch.any(linears[name].weight.detach()[~mask] != 0):
-                raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
-        if tree.tied(before.model) != tree.tied(after.model):
-            raise BrokenPromise("head and input embedding are no longer tied as they were")
-        old, new = before.model.state_dict(), after.model.state_dict()
-        if old.keys() != new.keys():
-            raise BrokenPromise(f"tensors came or went: {', '.join(sorted(old.keys() ^ new.keys()))}")
-        for name in old.keys() - chosen.changes(before.model):
-            if not _masks.same_bits(old[name], new[name]):
-                raise BrokenPromise(f"{name}: changed, though it is not trained")
+        _keeping.check(before, after, chosen.changes(before.model), unmasked=chosen.unmasked)
