@@ -43,6 +43,7 @@ def train_(
     curve: str | None = "loss",
     validate: Callable[[], float] | None = None,
     every: int = 20,
+    since: int = 0,
 ) -> Trained:
     """Train the groups' tensors in place.
 
@@ -56,18 +57,22 @@ def train_(
         validate: a value, the lower the better; the state with the lowest stays, the first one included, and training
             stops when it no longer falls.
         every: steps between two validations.
+        since: the first step whose state counts: what is trained still changes before, so nothing is validated, nor is
+            a loss compared with one from before.
 
     Raises:
         Diverged: a loss, a gradient or a tensor is NaN or infinite, or the loss ran away; the tensors are then what
             the last checkpoint, which stays, holds.
     """
-    loop = Loop(groups, settings, context, name, curve, validate)
+    loop = Loop(groups, settings, context, name, curve, validate, since)
     if loop.path.exists():
         loop.load()
     for step, value in enumerate(loop.done.curve):
         loop.record(step, value)
     with context.report.bar(name, settings.steps, loop.step) as bar:
-        while loop.step < settings.steps and (validate is None or loop.step % every or loop.improves()):
+        while loop.step < settings.steps:
+            if validate and loop.step >= since and loop.step % every == 0 and not loop.improves():
+                break
             loop.advance(loss_of, bar)
     loop.finish()
     return loop.done

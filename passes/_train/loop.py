@@ -35,8 +35,10 @@ class Loop:
         name: str,
         curve: str | None,
         validate: Callable[[], float] | None,
+        since: int,
     ) -> None:
-        self.settings, self.context, self.name, self.curve, self.validate = settings, context, name, curve, validate
+        self.settings, self.context, self.name, self.curve = settings, context, name, curve
+        self.validate, self.since = validate, since
         self.path = context.folder / f"{name}.safetensors"
         self.tensors = {n: p for g in groups for n, p in g.parameters.items()}
         tables = [{"params": list(g.parameters.values()), "peak": g.lr, "weight_decay": g.weight_decay} for g in groups]
@@ -147,8 +149,9 @@ class Loop:
             self._diverge(f"the loss is {value}")
         if not math.isfinite(norm):
             self._diverge(f"the gradient's norm is {norm}")
-        first, last = self.done.curve[:_WINDOW], [*self.done.curve, value][-_WINDOW:]
-        watched = self.validate is None and self.step >= 2 * _WINDOW  # a validation goes back by itself
+        curve = [*self.done.curve, value][self.since :]
+        first, last = curve[:_WINDOW], curve[-_WINDOW:]
+        watched = self.validate is None and len(curve) > 2 * _WINDOW  # a validation goes back by itself
         if watched and statistics.median(last) > _RUNAWAY * statistics.median(first):
             rise = f"{statistics.median(first):.4g} to {statistics.median(last):.4g}"
             self._diverge(f"the loss rose from {rise} (medians of {_WINDOW} steps)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional
@@ -31,13 +31,16 @@ def loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     return total / (labels != -100).sum().clamp(min=1)
 
 
-def loss_on(artifact: Artifact, settings: TrainSettings, context: Context) -> Callable[[int], Tensor]:
-    """Return the mean loss of training batch i, i = 0, 1, 2, ..., as `train_` asks for it."""
+def loss_on(
+    artifact: Artifact, settings: TrainSettings, context: Context, rows: Sequence[int] | None = None
+) -> Callable[[int], Tensor]:
+    """Return the mean loss of training batch i, i = 0, 1, 2, ..., as `train_` asks for it; None takes all rows."""
     model = artifact.model
     examples = context.data["training"].examples(artifact.tokenizer)
+    rows = range(len(examples)) if rows is None else rows
 
     def loss_of(number: int) -> Tensor:
-        batch = examples.batch(draw(number, len(examples), settings.batch, context.seed))
+        batch = examples.batch([rows[i] for i in draw(number, len(rows), settings.batch, context.seed)])
         logits = model(**inputs_of(model, batch, context.device)).logits
         return loss(logits, batch["labels"].to(context.device), artifact.task)
 

@@ -53,7 +53,7 @@ class Problem:
         ]
 
     def train(self, **changes: Any) -> Trained:
-        known = {"validate", "every", "name", "curve"}
+        known = {"validate", "every", "since", "name", "curve"}
         given = {"steps": 20, "checkpoint_every": 4, **{n: v for n, v in changes.items() if n not in known}}
         rest = {n: v for n, v in changes.items() if n in known}
         return train_(self.groups(), self.loss_of, TrainSettings(**given), self.context, **rest)
@@ -200,6 +200,29 @@ def test_the_best_state_stays(tmp_path: Path) -> None:
     assert done.best == 4
     assert done.validations == [(0, 3.0), (2, 2.0), (4, 1.0), (6, 4.0), (8, 1.5), (10, 9.0)]
     assert problem.bytes == states[2]
+
+
+def test_nothing_counts_before_its_step(tmp_path: Path) -> None:
+    problem = Problem(tmp_path)
+    values = iter([3.0, 2.0, 2.5, 2.6, 2.7])
+    done = problem.train(validate=lambda: next(values), every=2, since=7, steps=40)
+    assert [step for step, _ in done.validations] == [8, 10, 12, 14, 16]
+    assert (done.best, len(done.curve)) == (10, 16)  # and no lack of patience before
+
+    problem = Problem(tmp_path / "late")
+    problem.context.folder.mkdir()
+    assert problem.train(validate=lambda: 1.0, since=20).validations == [(20, 1.0)]  # the last state counts anyhow
+
+
+def test_a_loss_that_rises_before_its_step_is_no_runaway(tmp_path: Path) -> None:
+    problem = Problem(tmp_path)
+    problem.factor = lambda number: 1.0 if number < 20 else 50.0
+    assert len(problem.train(steps=60, since=20).curve) == 60
+    problem = Problem(tmp_path / "again")
+    problem.context.folder.mkdir()
+    problem.factor = lambda number: 1.0 if number < 35 else 50.0
+    with pytest.raises(Diverged, match="the loss rose from"):
+        problem.train(steps=60, since=20)
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(tmp_path: Path) -> None:
