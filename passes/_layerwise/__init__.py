@@ -1,0 +1,12 @@
+"""Block by block: observe what the linears of a block read, change them, pass on what the changed block gives.
+
+Calibration windows are led to the door of the first block; from there only hidden states travel, one block is looked
+at at a time, and every linear is judged on what the already changed blocks before it really give.  A few windows are
+held out: they travel alike, and what the linears read on them is for checking alone.
+"""
+
+from passes._layerwise.inputs import Inputs, Layer, error
+from passes._layerwise.settings import LayerwiseSettings
+from passes._layerwise.walk import walk_
+
+__all__ = ["Inputs", "Layer", "LayerwiseSettings", "error", "walk_"]

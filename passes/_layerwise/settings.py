@@ -1,0 +1,25 @@
+"""What every pass that walks the blocks with calibration windows takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from passes._masks import MaskSettings
+
+
+class LayerwiseSettings(MaskSettings):
+    """Settings of a walk over the blocks."""
+
+    sequential: Literal["linear", "block"] = Field(
+        "linear",
+        description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
+        "or, in one run, before any of its block has",
+    )
+    reference: Literal["sparse", "dense"] = Field(
+        "sparse",
+        description="what the output of a changed linear is held against: what its old weight makes of the inputs "
+        "that it gets now, or what the model gave before anything changed",
+    )
+    batch: int = Field(8, ge=1, description="calibration windows at once")

@@ -1,0 +1,63 @@
+"""Hidden states on their way through the blocks: on disk for whoever resumes, and in memory where they fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from compress import files
+
+MEMORY = 2**30  # bytes of one stream that are held in memory; what is more is read from disk, chunk by chunk
+
+
+class Stream:
+    """The hidden states of every chunk, each at the door of some block, overwritten as they pass on.
+
+    A chunk's file bears the block's number, so that each is found again where it was.
+
+    Args:
+        folder: for the files; made if it is not there.
+        device: of the tensors.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device, self._memory = folder, device, dict[int, Tensor]()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._at: dict[int, int] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            chunk, block = map(int, path.stem.split("-"))
+            if chunk in self._at:  # killed between two files: the later one is whole
+                self._path(chunk).unlink()
+            self._at[chunk] = block
+
+    def enter(self, chunk: int, hidden: Tensor) -> None:
+        """Put a chunk at the door of the first block, unless it is further already."""
+        if chunk not in self._at:
+            self.put(chunk, 0, hidden)
+
+    def at(self, chunk: int) -> int:
+        """Return the number of the block at whose door a chunk is."""
+        return self._at[chunk]
+
+    def get(self, chunk: int) -> Tensor:
+        """Return a chunk's hidden states, [batch, tokens, hidden]."""
+        if chunk in self._memory:
+            return self._memory[chunk]
+        return load_file(self._path(chunk), device=str(self._device))["hidden"]
+
+    def put(self, chunk: int, block: int, hidden: Tensor) -> None:
+        """Put a chunk at the door of a block and forget what it was."""
+        old = self._path(chunk) if chunk in self._at else None
+        self._memory.pop(chunk, None)
+        self._at[chunk] = block
+        files.write_atomic(self._path(chunk), save({"hidden": hidden.contiguous()}))
+        if old:
+            old.unlink()
+        if sum(h.nbytes for h in self._memory.values()) + hidden.nbytes <= MEMORY:
+            self._memory[chunk] = hidden
+
+    def _path(self, chunk: int) -> Path:
+        return self._folder / f"{chunk:05d}-{self._at[chunk]:05d}.safetensors"

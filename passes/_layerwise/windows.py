@@ -1,0 +1,124 @@
+"""Calibration windows at the door of the first block, and all that each block is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.errors import BadData
+from passes._train import draw, inputs_of
+
+_HELD_OUT = 8  # one calibration window in so many
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Calibration windows that go through the blocks together.
+
+    Attributes:
+        calls: per block, all that it is called with but the hidden states.
+        real: bool [batch, tokens], False = padding.
+        held_out: whether they are for checking alone.
+    """
+
+    calls: tuple[Call, ...]
+    real: Tensor
+    held_out: bool
+
+
+def windows(artifact: Artifact, batch: int, context: Context, what: str) -> Iterator[tuple[Chunk, Tensor]]:
+    """Yield the calibration windows, so many at once, with what the first block reads, [batch, tokens, hidden].
+
+    Those that are held out, a random eighth and one at least, come last.  No block is run, nor are its weights read.
+
+    Args:
+        artifact: whose model and tokenizer are used; what lies outside its blocks stands on the context's device.
+        batch: windows at once.
+        context: data, device and seed.
+        what: who needs them, for the message.
+
+    Raises:
+        BadData: there are fewer than two.
+    """
+    examples = context.data["calibration"].examples(artifact.tokenizer)
+    count = len(examples)
+    if count < 2:
+        raise BadData(f"calibration: {what} needs 2 windows or more, one to judge by, got {count}")
+    order = draw(0, count, count, context.seed)
+    split = count - max(count // _HELD_OUT, 1)
+    pool: list[Tensor] = []
+    for part, held_out in ((order[:split], False), (order[split:], True)):
+        for at in range(0, len(part), batch):
+            inputs = inputs_of(artifact.model, examples.batch(part[at : at + batch]), context.device)
+            calls, hidden = _calls(artifact.model, inputs)
+            shared: tuple[Call, ...] = _shared(calls, pool)
+            yield Chunk(calls=shared, real=inputs["attention_mask"].bool(), held_out=held_out), hidden
+
+
+def _calls(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[tuple[Call, ...], Tensor]:
+    """Return what each block is called with, and the hidden states that the first one is."""
+    doors: list[_Door] = []
+    with _doors(model, doors), torch.no_grad():
+        tree.backbone(model)(**inputs)
+    return tuple(d.call for d in doors), doors[0].hidden
+
+
+class _Door(nn.Module):
+    """Stands where a block stands: notes what it is called with and lets the hidden states through as they are."""
+
+    call: Call
+    hidden: Tensor
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["block"] = block  # no child of this module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the hidden states."""
+        self.call, self.hidden = (args, kwargs), hidden_states
+        return hidden_states
+
+
+@contextmanager
+def _doors(model: PreTrainedModel, doors: list[_Door]) -> Iterator[None]:
+    """Put a door in the place of every block."""
+    blocks = tree.blocks(model)
+    doors.extend(_Door(block) for block in blocks.values())
+    for name, door in zip(blocks, doors, strict=True):
+        tree.replace_(model, name, door)
+    try:
+        yield
+    finally:
+        for name, block in blocks.items():
+            tree.replace_(model, name, block)
+
+
+def _shared(value: Any, pool: list[Tensor]) -> Any:
+    """Return the same with each tensor replaced by an equal one of the pool, where new ones go: masks and tables recur.
+
+    What blocks are called with is the same for most blocks and for most windows of one length.
+    """
+    if isinstance(value, Tensor):
+        for known in pool:
+            alike = known.shape == value.shape and known.dtype == value.dtype
+            if known is value or (alike and torch.equal(known, value)):
+                return known
+        pool.append(value)
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)(_shared(v, pool) for v in value)
+    return {k: _shared(v, pool) for k, v in value.items()} if isinstance(value, dict) else value
