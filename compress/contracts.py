@@ -61,6 +61,30 @@ class MaskFact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The shape of one block; a part of size 0 is absent and adds nothing to the residual.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: key and value heads; every one serves as many query heads.
+        head_dim: width of a head.
+        ffn: neurons of the FFN.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a shape that no block can have."""
+        if min(self.heads, self.kv_heads, self.ffn) < 0 or self.head_dim < 1:
+            raise ValueError(f"{self}: sizes must not be negative, nor head_dim 0")
+        if bool(self.heads) != bool(self.kv_heads) or (self.heads and self.heads % self.kv_heads):
+            raise ValueError(f"{self}: every key head must serve as many query heads")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known of the model at one point of the pipeline, from configuration and settings alone."""
 
@@ -74,9 +98,15 @@ class Facts:
     parameters: int
     vocabulary: int
     positions: int | None  # longest sequence the model takes; None = no limit of its own
-    blocks: int
+    layout: tuple[BlockConfig, ...]  # the blocks, first to last
+    norm_first: bool = True  # whether a part's norm is read by that part alone, and so goes with it
     masks: Mapping[str, MaskFact] = field(default_factory=dict)
     trained: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.layout)
 
     def after(self, **changes: Any) -> Facts:
         """Return a copy with some facts replaced."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.contracts import Facts, Task
+from compress.contracts import BlockConfig, Facts, Task
 from compress.errors import BadSettings
 from compress.families import Family, family_of
 
@@ -41,6 +41,17 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
         for inner, module in block.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def layout(model: PreTrainedModel) -> tuple[BlockConfig, ...]:
+    """Return the shape of every block, read from its linears; those of a transposed family must be linearised."""
+    table = family(model)
+    return tuple(_shape(block, table) for block in blocks(model).values())
+
+
+def norm_first(model: PreTrainedModel) -> bool:
+    """Tell whether attention and FFN read a norm's output (true), or the norm reads theirs with the residual."""
+    return bool(family(model).norms) and getattr(model.config, "do_layer_norm_before", True)
 
 
 def select(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -140,8 +151,18 @@ def facts(model: PreTrainedModel, task: Task) -> Facts:
         parameters=sum(p.numel() for p in model.parameters()),
         vocabulary=config.vocab_size,
         positions=positions(model),
-        blocks=len(blocks(model)),
+        layout=layout(model),
+        norm_first=norm_first(model),
     )
+
+
+def _shape(block: nn.Module, table: Family) -> BlockConfig:
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    width: int = getattr(block.get_submodule(table.core), table.head_dim)
+    rows = [linears[n].out_features // width for n in table.qkvo[:-1] if n in linears] or [0, 0]
+    heads, kv_heads = (rows[0] // 3, rows[0] // 3) if table.fused else rows[:2]
+    ffn = linears[table.down].in_features if table.down in linears else 0
+    return BlockConfig(heads=heads, kv_heads=kv_heads, head_dim=width, ffn=ffn)
 
 
 def _linear(module: Conv1D) -> nn.Linear:

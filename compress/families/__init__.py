@@ -25,6 +25,14 @@ class Family:
         qkvo: names of the query, key, value and output linears within a block; one fused name for GPT-2's q, k, v.
         up: FFN linears whose outputs are the FFN's neurons.
         down: the FFN linear that reads them.
+        core: the module within a block that computes attention and knows its heads.
+        head_dim: its attribute that holds the width of a head.
+        counts: its attributes that count the query heads.
+        widths: its attributes that hold the width of all query heads together.
+        groups: its attributes that count the query heads of one key head.
+        norms: norms that attention and FFN alone read (none where the norm comes after the residual).
+        config_ffn: the configuration's name for the neurons of the FFN.
+        free_heads: whether the configuration can say any number of heads, whatever the hidden size.
         head: path of the output head in the causal model, if any.
         transposed: whether linears are stored `[in, out]` (GPT-2's Conv1D).
     """
@@ -39,8 +47,21 @@ class Family:
     qkvo: tuple[str, ...]
     up: tuple[str, ...]
     down: str
+    core: str
+    head_dim: str = "head_dim"
+    counts: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    config_ffn: str = "intermediate_size"
+    free_heads: bool = False
     head: str | None = None
     transposed: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether one linear makes queries, keys and values."""
+        return len(self.qkvo) == 2
 
 
 @cache

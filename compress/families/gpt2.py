@@ -13,6 +13,11 @@ FAMILY = Family(
     qkvo=("attn.c_attn", "attn.c_proj"),
     up=("mlp.c_fc",),
     down="mlp.c_proj",
+    core="attn",
+    counts=("num_heads",),
+    widths=("split_size",),
+    norms=("ln_1", "ln_2"),
+    config_ffn="n_inner",
     head="lm_head",
     transposed=True,
 )

@@ -13,5 +13,9 @@ FAMILY = Family(
     qkvo=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
     up=("fc1",),
     down="fc2",
+    core="self_attn",
+    counts=("num_heads",),
+    norms=("self_attn_layer_norm", "final_layer_norm"),
+    config_ffn="ffn_dim",
     head="lm_head",
 )

@@ -13,4 +13,8 @@ FAMILY = Family(
     qkvo=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
     up=("intermediate.dense",),
     down="output.dense",
+    core="attention.self",
+    head_dim="attention_head_size",
+    counts=("num_attention_heads",),
+    widths=("all_head_size",),
 )

@@ -254,7 +254,7 @@ def test_sparsity_has_a_range(sparsity: float) -> None:
 def _facts(shapes: dict[str, Any], **changes: Any) -> Facts:
     return Facts(
         family="llama", task="causal-lm", tied=False, shapes=shapes, biases={}, norms={}, head=None,
-        parameters=1000, vocabulary=10, positions=None, blocks=1, **changes,
+        parameters=1000, vocabulary=10, positions=None, layout=(), **changes,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import Facts, MaskFact
+from compress.contracts import BlockConfig, Facts, MaskFact
 from compress.data import DataSettings, Role, Source
 from compress.errors import BadData, BadSettings, BrokenPromise, Diverged
 from passes import _masks
@@ -260,7 +260,8 @@ def test_published_share_of_opt_125m() -> None:
     total = 125_239_296
     facts = Facts(
         family="opt", task="causal-lm", tied=True, shapes=shapes, biases=biases, norms=norms, head=None,
-        parameters=total, vocabulary=50272, positions=2048, blocks=layers,
+        parameters=total, vocabulary=50272, positions=2048,
+        layout=layers * (BlockConfig(heads=12, kv_heads=12, head_dim=hidden // 12, ffn=4 * hidden),),
         masks={n: MaskFact("unstructured", 0.5) for n in shapes},
     )  # fmt: skip
     shares = {("norms",): 0.031, ("biases",): 0.082, ("biases", "norms"): 0.097, ("mask_lora",): 2.12}
