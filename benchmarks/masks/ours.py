@@ -1,0 +1,72 @@
+"""Prune a case with this project's passes: the same command line and files as the scripts of the peers.
+
+python -m benchmarks.masks.ours CASE METHOD PATTERN OUT
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.masks.peers import _case
+from compress import registry, tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Pass
+from compress.data import Examples, Source
+
+# Name in the tables -> the pass, and its settings where they are not the defaults.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "magnitude": ("magnitude", {}),
+    "global": ("magnitude", {"scope": "global"}),
+    "wanda": ("wanda", {}),
+    "wanda + swaps": ("wanda", {"refine": "swaps"}),
+    "ria": ("ria", {}),
+    "ria + permute": ("ria", {"permute": True}),
+    "sparsegpt": ("sparsegpt", {}),
+    "sparsegpt, plain": ("sparsegpt", {"update": "obs", "refine": "none", "sequential": "block", "targets": "sparse"}),
+}
+
+
+class Ids:
+    """Token windows as a source that passes can read."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self._examples = Examples.of_windows(windows)
+
+    def examples(self, tokenizer: Any) -> Examples:
+        """Return the windows, whatever the tokenizer."""
+        return self._examples
+
+
+def through(use: str, settings: dict[str, Any], artifact: Artifact, folder: Path, **windows: Tensor) -> Artifact:
+    """Run one pass as the pipeline does, on ids by role (`calibration`, `training`)."""
+    plugin = registry.load("passes", use, Pass)
+    step = plugin(plugin.Settings(**settings))
+    step.plan(tree.facts(artifact.model, artifact.task))
+    data = {role: cast(Source, Ids(ids)) for role, ids in windows.items()}
+    return step.run(artifact, Context(folder=folder, data=data))
+
+
+def asked(method: str, pattern: str) -> tuple[str, dict[str, Any]]:
+    """Return the pass and its settings of a method in the tables."""
+    use, settings = METHODS[method]
+    share = {"pattern": pattern} if ":" in pattern else {"sparsity": float(pattern.rstrip("%")) / 100}
+    return use, {**settings, **share}
+
+
+def prune(model: Any, tokenizer: Any, calibration: Tensor, method: str, pattern: str) -> Any:
+    """Return the pruned model."""
+    use, settings = asked(method, pattern)
+    windows = {"calibration": calibration} if registry.load("passes", use, Pass).uses else {}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        tree.linearise_(model)
+        return through(use, settings, Artifact(model=model, tokenizer=tokenizer), Path(folder), **windows).model
+
+
+if __name__ == "__main__":
+    _case.main("compress", "", prune)

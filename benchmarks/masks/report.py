@@ -1,0 +1,76 @@
+"""The tables of a results file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from benchmarks._ledger import Row
+from benchmarks.masks import score
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of every measured process: one thread, and large blocks of memory returned at once."""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **quiet, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+def render(setup: Row, rows: Mapping[str, Row]) -> str:
+    """Return the page."""
+    told = "; ".join(f"{k} {v}" for k, v in setup.items())
+    dense = rows["dense"]["losses"]
+    parts = [f"Setup: {told}. Dense perplexity {score.perplexity(dense):.4f} on {len(dense)} windows."]
+    for pattern in ("50%", "2:4"):
+        parts += [f"\n## {pattern}\n", *_pattern(rows, pattern)]
+    if any("step" in row for row in rows.values()):
+        parts += ["\n## Trained further, beside the dense model trained as long on the same text\n", *_trained(rows)]
+    return "\n".join(parts) + "\n"
+
+
+def _pattern(rows: Mapping[str, Row], pattern: str) -> list[str]:
+    """Return one line per tool and method, best first, each beside the best peer with the same method."""
+    found = [r for r in rows.values() if r.get("pattern") == pattern and "losses" in r]
+    lines = [
+        "| tool | method | perplexity | minus dense | minus the best peer's (95 %) | zeros | 2:4 | s | MiB |",
+        "|---|---|--:|--:|--:|--:|---|--:|--:|",
+    ]
+    dense = score.perplexity(rows["dense"]["losses"])
+    for row in sorted(found, key=lambda r: sum(r["losses"])):
+        own = score.perplexity(row["losses"])
+        cells = [row["tool"], row["method"], f"{own:.4f}", f"{own - dense:+.4f}", _beside(row, found)]
+        kept = "yes" if row["two_of_four"] else ""
+        cells += [f"{row['zeros']:.2%}", kept, f"{row['seconds']:.1f}", f"{row['added_mib']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    failed = [r for r in rows.values() if r.get("pattern") == pattern and "failed" in r]
+    return [*lines, *(f"\n{r['tool']} {r['method']} failed: {r['failed']}" for r in failed)]
+
+
+def _beside(row: Row, found: list[Row]) -> str:
+    family = row["method"].partition(" ")[0].rstrip(",")
+    peers = [r for r in found if r["tool"] != "compress" and r["method"] == family]
+    if row["tool"] != "compress" or not peers:
+        return ""
+    best = min(peers, key=lambda r: sum(r["losses"]))
+    value, low, high = score.difference(row["losses"], best["losses"])
+    return f"{value:+.4f} ({low:+.4f} … {high:+.4f}) {best['tool']}"
+
+
+def _trained(rows: Mapping[str, Row]) -> list[str]:
+    lines = ["| trained | steps | lr | dense, trained too | 2:4, recovered | share of the one-shot loss left (95 %) |",
+             "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for row in (r for r in rows.values() if r.get("step") == "recovered" and r["best"]):
+        control = rows[row["control"]]
+        one_shot = rows["compress/sparsegpt/2:4"]["losses"]
+        left, low, high = score.share_lost(
+            {
+                "recovered": row["losses"],
+                "control": control["losses"],
+                "pruned": one_shot,
+                "dense": rows["dense"]["losses"],
+            }
+        )
+        figures = f"{score.perplexity(control['losses']):.4f} | {score.perplexity(row['losses']):.4f}"
+        lines.append(
+            f"| {row['method']} | {row['steps']} | {row['lr']:g} | {figures} | {left:.1%} ({low:.1%} … {high:.1%}) |"
+        )
+    return lines
