@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from compress import tree
+from compress import tensors, tree
 from compress.contracts import Facts, Task
 from compress.errors import BadModel
 from compress.families import family_of
@@ -212,19 +210,7 @@ def _check_weights(folder: Path) -> None:
             )
         raise BadModel(f"{folder}: no *.safetensors in it")
     for path in weights:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if length > size - 8:
-                raise BadModel(f"{path}: truncated or no safetensors file ({size} bytes); fetch it again")
-            try:
-                header = json.loads(file.read(length))
-            except ValueError:
-                raise BadModel(f"{path}: no safetensors file (its header is not JSON); fetch it again") from None
-        end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        if end != size:
-            raise BadModel(f"{path}: truncated: {size} bytes where its header promises {end}; fetch it again")
+        tensors.check(path)
 
 
 def _first_line(error: Exception) -> str:
