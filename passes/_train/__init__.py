@@ -12,23 +12,30 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from compress.context import Context
-from passes._train.loop import Loop
+from passes._train.cost import cost
+from passes._train.loop import Companion, Loop
+from passes._train.parts import classifier, norms_of, thaw_
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
-from passes._train.task import classifier, loss, loss_on
+from passes._train.task import loss, loss_on, split_on
 
 __all__ = [
+    "Companion",
     "Group",
     "TrainSettings",
     "Trained",
     "autocast",
     "classifier",
+    "cost",
     "draw",
     "frozen",
     "inputs_of",
     "loss",
     "loss_on",
     "lr_factor",
+    "norms_of",
     "recomputed",
+    "split_on",
+    "thaw_",
     "train_",
 ]
 
@@ -44,6 +51,7 @@ def train_(
     validate: Callable[[], float] | None = None,
     every: int = 20,
     since: int = 0,
+    companion: Companion | None = None,
 ) -> Trained:
     """Train the groups' tensors in place.
 
@@ -59,12 +67,13 @@ def train_(
         every: steps between two validations.
         since: the first step whose state counts: what is trained still changes before, so nothing is validated, nor is
             a loss compared with one from before.
+        companion: acts after each update, and is kept and resumed with the training.
 
     Raises:
         Diverged: a loss, a gradient or a tensor is NaN or infinite, or the loss ran away; the tensors are then what
             the last checkpoint, which stays, holds.
     """
-    loop = Loop(groups, settings, context, name, curve, validate, since)
+    loop = Loop(groups, settings, context, name, curve, validate, since, companion)
     if loop.path.exists():
         loop.load()
     for step, value in enumerate(loop.done.curve):

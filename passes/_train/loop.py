@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import torch
 from safetensors import safe_open
@@ -24,6 +24,19 @@ _RUNAWAY = 2.0  # times the median of the first losses
 _PATIENCE = 3  # validations in a row that may fail to improve
 
 
+class Companion(Protocol):
+    """What goes along with a training and has a state of its own, such as a schedule of ranks."""
+
+    def after_step(self, step: int) -> None:
+        """Act on the update of a step, 0 <= step < steps; its gradients are still there."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next step depends on."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+
+
 class Loop:
     """The state of one training."""
 
@@ -36,9 +49,10 @@ class Loop:
         curve: str | None,
         validate: Callable[[], float] | None,
         since: int,
+        companion: Companion | None,
     ) -> None:
         self.settings, self.context, self.name, self.curve = settings, context, name, curve
-        self.validate, self.since = validate, since
+        self.validate, self.since, self.companion = validate, since, companion
         self.path = context.folder / f"{name}.safetensors"
         self.tensors = {n: p for g in groups for n, p in g.parameters.items()}
         tables = [{"params": list(g.parameters.values()), "peak": g.lr, "weight_decay": g.weight_decay} for g in groups]
@@ -67,6 +81,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._factor(step)
         self.optimizer.step()
+        if self.companion:
+            self.companion.after_step(step)
         self.done.curve.append(value)
         self.record(step, value)
         bar.advance()
@@ -108,6 +124,8 @@ class Loop:
         content |= {f"best.{n}": p for n, p in self.best.items()}
         for name, tensor in self.tensors.items():
             content |= {f"{key}.{name}": moment for key, moment in self.optimizer.state[tensor].items()}
+        if self.companion:
+            content |= {f"companion.{n}": t for n, t in self.companion.state().items()}
         state = {"curve": self.done.curve, "validations": self.done.validations, "best": self.done.best}
         whole = {n: t.contiguous() for n, t in content.items()}
         files.write_atomic(self.path, save(whole, metadata={"state": json.dumps(state)}))
@@ -130,6 +148,8 @@ class Loop:
             raise Tampered(f"{self.path}: a checkpoint of other tensors; delete it and run again")
         self._put(now)
         self.best = content.pop("best", {})
+        if self.companion:
+            self.companion.restore(content.pop("companion", {}))
         for key, moments in content.items():
             for name, moment in moments.items():
                 self.optimizer.state[self.tensors[name]][key] = moment

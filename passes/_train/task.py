@@ -1,17 +1,17 @@
-"""End to end on training data: the loss of a task, and what of a task model lies outside its backbone."""
+"""End to end on training data: the loss of a task, and of the share that is held out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Task
+from compress.errors import BadData
 from passes._train.recipe import TrainSettings, draw, inputs_of
 
 
@@ -47,7 +47,26 @@ def loss_on(
     return loss_of
 
 
-def classifier(model: PreTrainedModel) -> list[str]:
-    """Return the parameters of a task model outside its backbone."""
-    inner = {id(p) for p in tree.backbone(model).parameters()}
-    return [n for n, p in model.named_parameters() if id(p) not in inner]
+def split_on(
+    artifact: Artifact, settings: TrainSettings, context: Context, held_out: float
+) -> tuple[Callable[[int], Tensor], Callable[[], float] | None]:
+    """Return the mean loss of training batch i and, when a share of the data is held out, the mean loss of that.
+
+    Raises:
+        BadData: the share leaves nothing to train on, or nothing to judge by.
+    """
+    if not held_out:
+        return loss_on(artifact, settings, context), None
+    count = len(context.data["training"].examples(artifact.tokenizer))
+    split = count - round(held_out * count)
+    if not 0 < split < count:
+        what = f"training: a share of {held_out:g} held out of {count} examples leaves none on one side"
+        raise BadData(f"{what}; more data, another held_out or none would do")
+    order = draw(0, count, count, context.seed)
+    judge = loss_on(artifact, settings, context, order[split:])
+    batches = math.ceil((count - split) / settings.batch)
+
+    def judged() -> float:
+        return sum(float(judge(i)) for i in range(batches)) / batches
+
+    return loss_on(artifact, settings, context, order[:split]), judged

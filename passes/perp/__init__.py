@@ -28,7 +28,7 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from passes import _keeping, _masks
-from passes._train import classifier
+from passes._train import classifier, cost
 from passes.perp import reconstruct, retrain
 from passes.perp.settings import PerpSettings
 from passes.perp.subsets import choose
@@ -56,24 +56,10 @@ class Perp(Pass):
         return facts.after(masks={n: m for n, m in facts.masks.items() if n not in unmasked}, trained=True)
 
     def estimate(self, facts: Facts) -> Estimate:
-        """Return the cost; the classifier of a task model is not counted, for its size is not among the facts.
-
-        Sequences are counted with 512 tokens at most, and a core with 3e10 products a second.
-        """
-        given, ends = self.settings, self.settings.mode == "retrain"
+        """Return the cost; of `reconstruct`, that of one block at a time beside the dense parent."""
+        given = self.settings
         trained = choose(given, facts).trainable(facts, given.rank)
-        width = sum(inputs for _, inputs in facts.shapes.values())
-        products = sum(out * inputs for out, inputs in facts.shapes.values())
-        head = facts.vocabulary if ends and facts.task == "causal-lm" else 0
-        tokens = given.batch * min(facts.positions or 512, 512)
-        kept = 4 * tokens * (3 * width // (1 if ends else facts.blocks) + 3 * head)
-        work = 3 * tokens * (products + head * width // len(facts.shapes)) * given.steps * given.accumulation
-        return Estimate(
-            trainable=trained,
-            peak_mib=(4 * (1 if ends else 2) * facts.parameters + 16 * trained + kept) / 2**20,
-            disk_mib=(4 * facts.parameters + 12 * trained) / 2**20,
-            seconds=work / 3e10,
-        )
+        return cost(facts, given, trained, blockwise=given.mode == "reconstruct")
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Train what was chosen, merge, and give the model back with nothing but plain linears in it."""

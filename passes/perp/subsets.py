@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from compress.contracts import Facts
 from compress.errors import BadSettings
 from compress.families import families
 from passes import _adapter
-from passes._train import Group, classifier
+from passes._train import Group, classifier, norms_of, thaw_
 from passes.perp.settings import PerpSettings
 
 
@@ -118,9 +117,7 @@ def attach_(
     every = dict(model.named_parameters())
     small = {n: every[n] for n in chosen.small}
     whole = {n: every[n] for n in (classifier(model) if chosen.classifier else []) if n not in small}
-    for parameter in (*small.values(), *whole.values()):
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        parameter.requires_grad_(True)
+    thaw_((*small.values(), *whole.values()))
     groups = [Group(found, settings.lr, settings.weight_decay) for found in (updates, whole, small)]
     return [g for g in groups if g.parameters]
 
@@ -148,8 +145,7 @@ def _small(settings: PerpSettings, facts: Facts) -> tuple[str, ...]:
     if "norms" in settings.train:
         if not facts.norms:
             raise BadSettings(f"'norms': the model ({facts.family}) has none; leave it out", key="train")
-        norms = {n.rpartition(".")[0] for n in facts.norms}
-        names |= dict.fromkeys([*facts.norms, *(n for n in facts.biases if n.rpartition(".")[0] in norms)])
+        names |= dict.fromkeys(norms_of(facts))
     if "biases" in settings.train:
         if not facts.biases:
             raise BadSettings(f"'biases': the model ({facts.family}) has none; 'norms' would do", key="train")
