@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from compress import tensors, tree
+from compress import health, skeleton, tree
 from compress.contracts import Facts, Task
 from compress.errors import BadModel
 from compress.families import family_of
+from compress.store import Store
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -95,12 +97,9 @@ def open_folder(
     A task head that the folder lacks starts at random, with a warning; nothing else may be missing.
     """
     config = _config_for(folder, task, trust_remote_code, labels)
-    _check_weights(folder)
+    health.check_weights(folder)
     with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise BadModel(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+        tokenizer = _tokenizer(folder, trust_remote_code)
         try:
             model, report = _CLASSES[task].from_pretrained(
                 folder,
@@ -113,15 +112,46 @@ def open_folder(
             )
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise BadModel(f"{folder}: cannot be loaded ({_first_line(error)})") from error
-    _check_complete(folder, model, report)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise BadModel(
-            f"{folder}: the tokenizer has {len(tokenizer)} entries but the model embeds {rows}; "
-            "they do not belong together"
-        )
+    health.check_complete(folder, model, report)
+    health.check_tokenizer(folder, model, tokenizer)
     tree.linearise_(model)
     return model.eval(), tokenizer
+
+
+def open_stored(
+    folder: Path,
+    task: Task,
+    *,
+    changes: Path | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    labels: int | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Store]:
+    """Return what `open_folder` does, but the blocks' parameters on `meta`, and the store that holds them.
+
+    Args:
+        folder: a Hugging Face folder; it must stay as it is as long as the store is used.
+        task: what the model is for.
+        changes: the store's folder for changed blocks; one that vanishes with the store unless given.
+        trust_remote_code: whether Python files beside the weights may run.
+        dtype: precision in which blocks are opened; that of the configuration unless given.
+        labels: classes, when a classification head is to be made anew.
+    """
+    config = _config_for(folder, task, trust_remote_code, labels)
+    health.check_weights(folder)
+    with quiet():
+        tokenizer = _tokenizer(folder, trust_remote_code)
+        dtype = dtype or skeleton.dtype_of(config, folder)
+        make = partial(_CLASSES[task].from_config, config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = skeleton.build(make)
+        found = skeleton.find(folder, model)
+        health.check_complete(folder, model, found.report)
+        skeleton.fill_(model, found.places, folder)
+    health.check_tokenizer(folder, model, tokenizer)
+    transposed = [n for n, m in model.named_modules() if isinstance(m, Conv1D)]
+    tree.linearise_(model)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer, Store(found.places, frozenset(f"{n}.weight" for n in transposed), changes)
 
 
 def facts_of(
@@ -180,37 +210,12 @@ def _config_for(folder: Path, task: Task, trust_remote_code: bool, labels: int |
     return config
 
 
-def _check_complete(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Refuse a folder whose tensors are not those of its configuration; warn of a task head that is not there."""
-    for key, found, wanted in sorted(report["mismatched_keys"]):
-        what = f"{key} is {list(found)} where the configuration asks for {list(wanted)}"
-        raise BadModel(f"{folder}: {what}; weights and configuration do not belong together")
-    missing = sorted(report["missing_keys"])
-    needed = {id(p) for n, p in tree.backbone(model).named_parameters() if not n.startswith("pooler.")}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for key in missing:
-        if id(parameters.get(key)) in needed or key.partition(".")[0] == tree.family(model).head:
-            raise BadModel(f"{folder}: {key} is missing ({len(missing)} tensors in all); fetch the model again")
-    for key in sorted(report["unexpected_keys"]):
-        if f"{tree.family(model).blocks}." in key and key.endswith(".weight"):
-            raise BadModel(f"{folder}: holds {key}, for which the configuration has no place; fetch the model again")
-    if missing:
-        warnings.warn(f"{folder}: {', '.join(missing)} are not in it and start at random; train them", stacklevel=3)
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse pickles and truncated safetensors before any library reads them."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-        if pickled:
-            raise BadModel(
-                f"{folder}: holds only {pickled[0]}, a pickle, which can run any code when loaded and is refused; "
-                "convert it to safetensors where it comes from"
-            )
-        raise BadModel(f"{folder}: no *.safetensors in it")
-    for path in weights:
-        tensors.check(path)
+def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadModel(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -53,7 +53,7 @@ class Place:
         flat = torch.empty(self.layout.size, dtype=torch.uint8)
         with self.path.open("rb") as file:
             file.seek(self.start)
-            if file.readinto(memoryview(flat.numpy())) != self.layout.size:
+            if file.readinto(flat.numpy().data) != self.layout.size:
                 raise BadModel(f"{self.path}: truncated while it was read; fetch it again")
         return flat.view(self.layout.dtype).view(self.layout.shape)
 
@@ -96,7 +96,7 @@ def write(path: Path, layouts: Mapping[str, Layout], get: Callable[[str], Tensor
         for name in names:
             tensor = get(name).detach().cpu().contiguous()
             assert Layout(tensor.dtype, tuple(tensor.shape)) == layouts[name], name
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,124 @@
+"""Weights that stay on disk: read block by block, changed blocks kept in a folder of their own.
+
+What a model stores is named and laid out in the files as its architecture does; here it is by the model's own names,
+linears `[out, in]`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compress import files, tensors, tree
+from compress.skeleton import INDEX, SINGLE
+from compress.tensors import Layout, Place
+
+
+class Store:
+    """Where the tensors of a model's blocks lie.
+
+    Args:
+        places: by the model's names, where each tensor lies.
+        transposed: the names of those that lie `[in, out]` there.
+        folder: where changed blocks go, which is emptied first: what an interrupted pass changed is no input.  A
+            folder that vanishes with the store unless given.
+    """
+
+    def __init__(self, places: Mapping[str, Place], transposed: frozenset[str], folder: Path | None = None) -> None:
+        self._places, self._transposed = dict(places), transposed
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="compress-")
+        self.folder = folder or Path(self._temporary.name if self._temporary else "")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return a tensor, read anew; a linear's weight is `[out, in]`."""
+        found = self._places[name].read().to(dtype)
+        return found.t().contiguous() if name in self._transposed else found
+
+    @contextmanager
+    def opened(self, name: str, block: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+        """Yield the block with its weights on a device; when it ends well, what changed is kept.
+
+        A block that is open already is yielded as it is.
+        """
+        if not any(p.is_meta for p in block.parameters()):
+            yield block
+            return
+        for inner, parameter in list(block.named_parameters()):
+            _set_(block, inner, self.read(f"{name}.{inner}", parameter.dtype).to(device), parameter.requires_grad)
+        try:
+            yield block
+            self._keep(name, block)
+        finally:
+            for inner, parameter in list(block.named_parameters()):
+                _set_(block, inner, torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+
+    def write(self, path: Path, layouts: Mapping[str, Layout]) -> None:
+        """Lay a file at `path` with these tensors, as the architecture lays them out and in these dtypes.
+
+        A file that holds just that is linked, so that it takes no room twice.
+        """
+        found = {self._places[n].path for n in layouts}
+        source = next(iter(found))
+        if len(found) == 1 and {n: p.layout for n, p in tensors.places(source).items()} == dict(layouts):
+            _link(source, path)
+        else:
+            tensors.write(path, layouts, lambda name: self._places[name].read().to(layouts[name].dtype))
+
+    def layout(self, name: str, like: Tensor) -> Layout:
+        """Return how a tensor of the model lies in files."""
+        return Layout(like.dtype, tuple(reversed(like.shape) if name in self._transposed else like.shape))
+
+    def _keep(self, name: str, block: nn.Module) -> None:
+        """Keep a block of which a bit changed."""
+        now = {f"{name}.{inner}": parameter.detach() for inner, parameter in block.named_parameters()}
+        if all(tensors.same_bits(self.read(n, t.dtype), t) for n, t in now.items()):
+            return
+        path = self.folder / f"{name}.safetensors"
+        turned = self._transposed
+        tensors.write(
+            path, {n: self.layout(n, t) for n, t in now.items()}, lambda n: now[n].t() if n in turned else now[n]
+        )
+        self._places |= tensors.places(path)
+
+
+def save(model: PreTrainedModel, store: Store, folder: Path) -> None:
+    """Write a model whose blocks are stored as a sharded Hugging Face folder, a block at a time."""
+    blocks, parameters = list(tree.blocks(model)), dict(model.named_parameters())
+    inside = {n: next((b for b in blocks if n.startswith(f"{b}.")), "") for n in parameters}
+    count, where = len(blocks) + 1, dict[str, str]()
+    for index, block in enumerate(blocks, start=2):
+        layouts = {n: store.layout(n, parameters[n]) for n, b in inside.items() if b == block}
+        store.write(folder / _shard(index, count), layouts)
+        where |= dict.fromkeys(layouts, _shard(index, count))
+    rest = {n: t for n, t in model.state_dict().items() if not inside.get(n)}
+    model.save_pretrained(folder, state_dict=rest, max_shard_size="100TB")  # drops the second name of tied tensors
+    (folder / SINGLE).rename(folder / _shard(1, count))
+    where |= dict.fromkeys(tensors.places(folder / _shard(1, count)), _shard(1, count))
+    sizes = [p.layout.size for path in folder.glob("model-*.safetensors") for p in tensors.places(path).values()]
+    about = {"total_parameters": sum(p.numel() for p in parameters.values()), "total_size": sum(sizes)}
+    files.write_json(folder / INDEX, {"metadata": about, "weight_map": dict(sorted(where.items()))})
+
+
+def _shard(index: int, count: int) -> str:
+    return f"model-{index:05d}-of-{count:05d}.safetensors"
+
+
+def _set_(block: nn.Module, name: str, tensor: Tensor, requires_grad: bool) -> None:
+    tree.replace_(block, name, nn.Parameter(tensor, requires_grad=requires_grad))  # type: ignore[arg-type]
+
+
+def _link(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, path)
