@@ -90,7 +90,7 @@ def _write(case: Path, model: Any, tokenizer: Any, calibration: Tensor, evaluati
         model.save_pretrained(new / "model")
         tokenizer.save_pretrained(new / "model")
         ids = {"calibration": calibration, "evaluation": evaluation, "training": training}
-        save_file({role: windows.contiguous() for role, windows in ids.items()}, new / IDS)
+        save_file({role: windows.clone() for role, windows in ids.items()}, new / IDS)  # slices share memory
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -51,8 +51,8 @@ def table(measured: dict[str, list[Row]], pattern: str) -> str:
     found = {t: {k: median(r[k] for r in rows) for k in ("seconds", "added_mib")} for t, rows in measured.items()}
     ours, theirs = (found[t] for t in TOOLS)
     lines = [
-        f"SparseGPT {pattern}, 135 M random parameters, {cases.CALIBRATION} windows of {cases.LENGTH} tokens, one thread, "
-        f"medians of {rounds} in turns, Python {platform.python_version()}.\n",
+        f"SparseGPT {pattern}, 135 M random parameters, {cases.CALIBRATION} windows of {cases.LENGTH} tokens, "
+        f"one thread, medians of {rounds} in turns, Python {platform.python_version()}.\n",
         "| tool | seconds | MiB above what was imported |",
         "|---|--:|--:|",
         *(f"| {tool} | {f['seconds']:.1f} | {f['added_mib']:.0f} |" for tool, f in found.items()),
