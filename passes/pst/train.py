@@ -1,0 +1,132 @@
+"""End to end on training data while the sparsity rises."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.errors import BadData, CompressError
+from passes._masks import Rule
+from passes._train import Group, classifier, draw, frozen, loss_on, recomputed, train_
+from passes.pst.scored import Scored, masks_at
+from passes.pst.settings import PstSettings
+
+_HELD_OUT = 0.1  # of labelled examples, where the settings do not say
+_VALIDATIONS = 10  # at the final sparsity, at most
+
+
+def run_(
+    artifact: Artifact, names: Sequence[str], rule: Rule, settings: PstSettings, context: Context
+) -> dict[str, Tensor]:
+    """Train the named linears, leave plain ones in their places and return their masks."""
+    model = artifact.model
+    training, held_out = _split(artifact, settings, context)
+    loss_of, judge = (loss_on(artifact, settings, context, rows) for rows in (training, held_out))
+    batches = math.ceil(len(held_out) / settings.batch)
+    with frozen(model, settings, context.device), scored(artifact, names, settings, context.seed) as layers:
+
+        def select_(sparsity: float) -> None:
+            for name, layer in layers.items():  # one score at a time
+                layer.mask = masks_at(rule, sparsity, {name: layer.score()}, artifact.masks)[name]
+
+        def step_loss(number: int) -> Tensor:
+            step, part = divmod(number, settings.accumulation)
+            if part == 0 and step % settings.refresh == 0:
+                select_(settings.sparsity_at(step, rule.sparsity))
+            return loss_of(number)
+
+        def validate() -> float:
+            select_(rule.sparsity)
+            return sum(float(judge(i)) for i in range(batches)) / batches
+
+        with recomputed(tree.blocks(model).values(), settings.recompute):
+            done = train_(
+                groups(artifact, layers, settings),
+                step_loss,
+                _aligned(settings),
+                context,
+                validate=validate if held_out else None,
+                every=max((settings.steps - settings.settled) // _VALIDATIONS, 1),
+                since=settings.settled,
+            )
+        for step, value in done.validations:
+            context.report.record("held_out_loss", [step, value])
+        if held_out:
+            context.report.note(f"the state after step {done.best} is the best on {len(held_out)} held-out examples")
+        select_(rule.sparsity)
+        return {n: layer.mask for n, layer in layers.items()}
+
+
+@contextmanager
+def scored(artifact: Artifact, names: Sequence[str], settings: PstSettings, seed: int) -> Iterator[dict[str, Scored]]:
+    """Put scored linears in the places of plain ones and merge them back at the end."""
+    model = artifact.model
+    plain: dict[str, nn.Linear] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        if type(layer) is not nn.Linear:  # a subclass computes something else with its weight
+            raise CompressError(f"{name}: a {type(layer).__name__} takes no scores; only a plain linear does")
+        plain[name] = layer
+    layers = {
+        n: Scored(layer, artifact.masks.get(n), settings, (seed + zlib.crc32(n.encode())) % 2**63)
+        for n, layer in plain.items()
+    }
+    for name, layer in layers.items():
+        tree.replace_(model, name, layer)
+    yield layers
+    with torch.no_grad():
+        for name, layer in layers.items():
+            plain[name].weight.copy_(layer.merged())
+            tree.replace_(model, name, plain[name])
+
+
+def groups(artifact: Artifact, layers: Mapping[str, Scored], settings: PstSettings) -> list[Group]:
+    """Return what is trained, the updates first; a task model's classifier is let take gradients."""
+    model = artifact.model
+
+    def named(*kinds: str) -> dict[str, nn.Parameter]:
+        return {f"{n}.pst_{k}": layer.get_parameter(f"pst_{k}") for n, layer in layers.items() for k in kinds}
+
+    every = dict(model.named_parameters())
+    whole = {n: every[n] for n in heads(artifact)}
+    for parameter in whole.values():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        parameter.requires_grad_(True)
+    found = [
+        Group(named("u", "v"), settings.lr, settings.weight_decay),
+        Group(named("a", "b", "r", "c"), settings.lr * settings.score_lr, settings.weight_decay),
+        Group(whole, settings.lr, settings.weight_decay),
+    ]
+    return [g for g in found if g.parameters]
+
+
+def heads(artifact: Artifact) -> list[str]:
+    """Return the parameters of a task model's classifier; a language model's head stays as it is."""
+    return classifier(artifact.model) if artifact.task != "causal-lm" else []
+
+
+def _split(artifact: Artifact, settings: PstSettings, context: Context) -> tuple[list[int], list[int]]:
+    """Return the rows to train on and those to judge by."""
+    count = len(context.data["training"].examples(artifact.tokenizer))
+    share = settings.held_out
+    if share is None:
+        share = 0.0 if artifact.task == "causal-lm" else _HELD_OUT
+    judged = max(round(share * count), 1) if share else 0
+    if judged >= count:
+        raise BadData(f"training: 'held_out' {share:g} leaves nothing to train on, got {count} examples; give more")
+    order = draw(0, count, count, context.seed)
+    return order[judged:], order[:judged]
+
+
+def _aligned(settings: PstSettings) -> PstSettings:
+    """Return the settings with checkpoints on selections alone, so that a resumed run needs no stored mask."""
+    every = math.ceil(settings.checkpoint_every / settings.refresh) * settings.refresh
+    return settings.model_copy(update={"checkpoint_every": every})
