@@ -1,7 +1,9 @@
 """The model between two passes, in memory and on disk.
 
 On disk an artifact is a Hugging Face folder that plain `from_pretrained` opens, plus `compress.json` (task, lineage,
-the shape of every mask, the digest of every file) and the masks, bit-packed, in `masks.safetensors`.
+the shape of every mask, the digest of every file) and the masks, bit-packed, in `masks.safetensors`.  A model that its
+architecture's configuration cannot describe, for blocks that differ or for branches, is one that only we open
+(`compress/blocks/disk.py`).
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compress import files, loading, tree
+from compress import files, loading, masks, store, tree
+from compress.blocks import Branch, disk
 from compress.contracts import Task
 from compress.errors import BadModel, BrokenPromise, Tampered
+from compress.store import Store
 
 CARD = "compress.json"
 MASKS = "masks.safetensors"
@@ -50,6 +52,8 @@ class Artifact:
         task: what the model is for.
         masks: per linear, bool `[out, in]`, True = kept; stored, never inferred from zeros.
         lineage: the steps that made it.
+        store: where the weights of the blocks are, when they stay on disk; the blocks' parameters are on `meta` then,
+            and all that is outside the blocks is real.
     """
 
     model: PreTrainedModel
@@ -57,6 +61,7 @@ class Artifact:
     task: Task = "causal-lm"
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     lineage: tuple[Step, ...] = ()
+    store: Store | None = None
 
     def after(self, step: Step | None = None, **changes: Any) -> Artifact:
         """Return the artifact with some fields replaced and, when given, a step added to its lineage."""
@@ -70,16 +75,30 @@ class Artifact:
     def tensor(self, name: str) -> Tensor:
         """Return one tensor of the model, linears `[out, in]`; a stored one is read anew each time."""
         found: Tensor = attrgetter(name)(self.model)
-        return found.detach()
+        return self.store.read(name, found.dtype) if self.store and found.is_meta else found.detach()
 
     @contextmanager
     def opened(self, name: str) -> Iterator[nn.Module]:
         """Yield a block (a name of `tree.blocks`) that holds real weights; what changes in it stays changed."""
-        yield self.model.get_submodule(name)
+        block = self.model.get_submodule(name)
+        if self.store is None:
+            yield block
+        else:
+            with self.store.opened(name, block, self.model.get_input_embeddings().get_parameter("weight").device):
+                yield block
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """The branches beside the blocks' linears, by name; `blocks.branch_` puts them into the model."""
+        return {n: Branch(*(self.tensor(f"{n}.{part}") for part in ("a", "b"))) for n in disk.ranks(self.model)}
 
     def new_masks(self) -> MutableMapping[str, Tensor]:
-        """Return the masks to add to, for `after(masks=...)`: this artifact's, read on access, until they are set."""
-        return ChainMap({}, self.masks)  # type: ignore[arg-type]
+        """Return the masks to add to, for `after(masks=...)`: this artifact's, until they are set.
+
+        Of a stored artifact, those that are set go to disk and are read on access, so that none is held.
+        """
+        made = masks.KeptMasks(self.store.folder / "masks") if self.store else dict[str, Tensor]()
+        return ChainMap(made, self.masks)  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Write the artifact into an existing, empty folder.
@@ -91,27 +110,51 @@ class Artifact:
         for name, mask in self.masks.items():
             if name not in linears or mask.shape != linears[name].weight.shape:
                 raise BrokenPromise(f"{name}: has a mask {list(mask.shape)} that fits no linear of the model")
-            if torch.any(linears[name].weight.detach()[~mask.to(linears[name].weight.device)] != 0):
+            weight = self.tensor(f"{name}.weight")
+            if torch.any(weight[~mask.to(weight.device)] != 0):
                 raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
+        shapes = {n: (linears[n].out_features, linears[n].in_features) for n in sorted(self.masks)}
         with files.disk_errors(folder):
             with loading.quiet():
-                self.model.save_pretrained(folder, state_dict=tree.stored_state(self.model), max_shard_size=SHARD)
+                self._save_model(folder)
                 self.tokenizer.save_pretrained(folder)
-            if self.masks:
-                packed = {n: np.packbits(m.cpu().numpy(), axis=1) for n, m in sorted(self.masks.items())}
-                save_file(packed, folder / MASKS)
+            if shapes:
+                masks.write(folder / MASKS, self.masks, shapes)
         card = {
             "format": _FORMAT,
             "task": self.task,
-            "masks": {n: list(m.shape) for n, m in sorted(self.masks.items())},
+            "masks": shapes,
             "lineage": [dataclasses.asdict(s) for s in self.lineage],
             "files": files.digests(folder),
         }
         files.write_json(folder / CARD, card)
 
+    def _save_model(self, folder: Path) -> None:
+        if self.store:
+            store.save(self.model, self.store, folder)
+        else:
+            beside = disk.branch_tensors(self.model)
+            state = {n: t for n, t in tree.stored_state(self.model).items() if n not in beside}
+            self.model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD)
+        disk.write(self.model, folder, self.tensor)
+
     @staticmethod
-    def load(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Artifact:
+    def load(
+        folder: Path,
+        *,
+        stored: bool = False,
+        changes: Path | None = None,
+        trust_remote_code: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> Artifact:
         """Open what `save` wrote, after checking every file against its digest.
+
+        Args:
+            folder: the folder; masks are read from it on access, and of a stored artifact the blocks too.
+            stored: whether the blocks' weights stay on disk.
+            changes: where a stored artifact keeps changed blocks; a folder that vanishes with it unless given.
+            trust_remote_code: whether Python files beside the weights may run.
+            dtype: precision of the weights; that of the folder unless given.
 
         Raises:
             BadModel: the folder is no artifact.
@@ -119,14 +162,15 @@ class Artifact:
         """
         card = read_card(folder)
         check(folder)
-        model, tokenizer = loading.open_folder(folder, card["task"], trust_remote_code=trust_remote_code, dtype=dtype)
-        packed = load_file(folder / MASKS) if card["masks"] else {}
-        masks = {
-            n: torch.from_numpy(np.unpackbits(packed[n], axis=1, count=shape[1]).astype(bool))
-            for n, shape in card["masks"].items()
-        }
+        task, trust, kept = card["task"], trust_remote_code, None
+        if stored:
+            opened = loading.open_stored(folder, task, changes=changes, trust_remote_code=trust, dtype=dtype)
+            model, tokenizer, kept = opened
+        else:
+            model, tokenizer = loading.open_folder(folder, task, trust_remote_code=trust, dtype=dtype)
+        found = masks.StoredMasks(folder / MASKS, card["masks"]) if card["masks"] else {}
         lineage = tuple(Step(use=s["use"], settings=s["settings"], notes=tuple(s["notes"])) for s in card["lineage"])
-        return Artifact(model=model, tokenizer=tokenizer, task=card["task"], masks=masks, lineage=lineage)
+        return Artifact(model=model, tokenizer=tokenizer, task=task, masks=found, lineage=lineage, store=kept)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

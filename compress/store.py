@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress import files, tensors, tree
+from compress.blocks import disk
 from compress.skeleton import INDEX, SINGLE
 from compress.tensors import Layout, Place
 
@@ -34,8 +36,9 @@ class Store:
 
     def __init__(self, places: Mapping[str, Place], transposed: frozenset[str], folder: Path | None = None) -> None:
         self._places, self._transposed = dict(places), transposed
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="compress-")
-        self.folder = folder or Path(self._temporary.name if self._temporary else "")
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="compress-"))
+        if folder is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
@@ -93,17 +96,19 @@ class Store:
 
 def save(model: PreTrainedModel, store: Store, folder: Path) -> None:
     """Write a model whose blocks are stored as a sharded Hugging Face folder, a block at a time."""
-    blocks, parameters = list(tree.blocks(model)), dict(model.named_parameters())
-    inside = {n: next((b for b in blocks if n.startswith(f"{b}.")), "") for n in parameters}
-    count, where = len(blocks) + 1, dict[str, str]()
+    beside = disk.branch_tensors(model)  # which have a file of their own
+    parameters = {n: p for n, p in model.named_parameters() if n not in beside}
+    inside = {n: next((b for b in tree.blocks(model) if n.startswith(f"{b}.")), "") for n in parameters}
+    blocks = list(filter(None, dict.fromkeys(inside.values())))  # those that hold anything
+    count = len(blocks) + 1
+    rest = {n: t for n, t in model.state_dict().items() if not inside.get(n) and n not in beside}
+    model.save_pretrained(folder, state_dict=rest, max_shard_size="100TB")  # drops the second name of tied tensors
+    (folder / SINGLE).rename(folder / _shard(1, count))
+    where = dict.fromkeys(tensors.places(folder / _shard(1, count)), _shard(1, count))
     for index, block in enumerate(blocks, start=2):
         layouts = {n: store.layout(n, parameters[n]) for n, b in inside.items() if b == block}
         store.write(folder / _shard(index, count), layouts)
         where |= dict.fromkeys(layouts, _shard(index, count))
-    rest = {n: t for n, t in model.state_dict().items() if not inside.get(n)}
-    model.save_pretrained(folder, state_dict=rest, max_shard_size="100TB")  # drops the second name of tied tensors
-    (folder / SINGLE).rename(folder / _shard(1, count))
-    where |= dict.fromkeys(tensors.places(folder / _shard(1, count)), _shard(1, count))
     sizes = [p.layout.size for path in folder.glob("model-*.safetensors") for p in tensors.places(path).values()]
     about = {"total_parameters": sum(p.numel() for p in parameters.values()), "total_size": sum(sizes)}
     files.write_json(folder / INDEX, {"metadata": about, "weight_map": dict(sorted(where.items()))})
