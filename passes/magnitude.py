@@ -20,7 +20,6 @@ speed only where kernels for 2:4 exist (NVIDIA sparse tensor cores).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from pydantic import Field
@@ -29,8 +28,8 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Estimate, Facts, Pass
-from compress.errors import BadSettings, BrokenPromise
-from passes import _masks
+from compress.errors import BadSettings
+from passes import _masks, _pruned
 from passes._masks import MaskSettings, Rule, Scope
 
 
@@ -93,27 +92,16 @@ class Magnitude(Pass):
                         pruned, size = pruned + int((~mask).sum()), size + mask.numel()
                         bar.advance()
         told = f"pruned {pruned / size:.2%} of {len(chosen)} linears; "
-        context.report.note(told + _share_of_model(artifact, masks))
+        context.report.note(told + _pruned.share_of_model(artifact, masks))
         return artifact.after(masks=masks)
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the counts of every mask, the zeros under it, and that nothing else changed by a bit."""
         chosen, rule = self._chosen(list(tree.block_linears(after.model))), self._rule()
-        if missing := [n for n in chosen if n not in after.masks]:
-            raise BrokenPromise(f"{missing[0]}: has no mask, though the pass works on it")
+        _pruned.check_masked(after, chosen)
         for names in [chosen] if rule.scope == "global" else [[n] for n in chosen]:
             rule.check(before.masks, {n: after.masks[n] for n in names})
-        for name in before.masks.keys() - set(chosen):
-            if not (name in after.masks and torch.equal(before.masks[name], after.masks[name])):
-                raise BrokenPromise(f"{name}: its mask changed, though the pass leaves it alone")
-        masked = {f"{n}.weight": n for n in chosen}
-        if came_or_went := set(before.tensor_names()) ^ set(after.tensor_names()):
-            raise BrokenPromise(f"tensors came or went: {', '.join(sorted(came_or_went))}")
-        for name in before.tensor_names():
-            was = before.tensor(name)
-            expected = was.masked_fill(~after.masks[masked[name]], 0) if name in masked else was
-            if not _masks.same_bits(expected, after.tensor(name)):
-                raise BrokenPromise(f"{name}: differs from what it was by more than zeros under its mask")
+        _pruned.check_rest(before, after, chosen)
 
     def _chosen(self, names: list[str]) -> list[str]:
         return tree.select(names, self.settings.include, self.settings.exclude)
@@ -126,13 +114,3 @@ class Magnitude(Pass):
             )
         density = given.minimum_density if given.scope == "global" else 0.0
         return Rule.of(given, given.scope, density)
-
-
-def _share_of_model(artifact: Artifact, masks: Mapping[str, torch.Tensor]) -> str:
-    zeros = sum(int((~masks[n]).sum()) for n in masks)
-    prunable = sum(linear.weight.numel() for linear in tree.block_linears(artifact.model).values())
-    parameters = sum(p.numel() for p in artifact.model.parameters())
-    return (
-        f"masks now prune {zeros / prunable:.2%} of the {prunable:,} weights of all block linears, "
-        f"{zeros / parameters:.2%} of the {parameters:,} parameters of the model"
-    )
