@@ -5,8 +5,23 @@ at at a time, and every linear is judged on what the already changed blocks befo
 held out: they travel alike, and what the linears read on them is for checking alone.
 """
 
+from passes._layerwise.capture import Chunk, windows
 from passes._layerwise.inputs import Inputs, Layer, error
+from passes._layerwise.observe import first, pass_, run
 from passes._layerwise.settings import LayerwiseSettings
+from passes._layerwise.stream import Stream
 from passes._layerwise.walk import walk_
 
-__all__ = ["Inputs", "Layer", "LayerwiseSettings", "error", "walk_"]
+__all__ = [
+    "Chunk",
+    "Inputs",
+    "Layer",
+    "LayerwiseSettings",
+    "Stream",
+    "error",
+    "first",
+    "pass_",
+    "run",
+    "walk_",
+    "windows",
+]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import BadModel, BrokenPromise
+from passes._layerwise.capture import Chunk
 from passes._layerwise.inputs import Inputs, Layer, Sums
 from passes._layerwise.observe import groups, reads
 from passes._layerwise.stream import Stream
-from passes._layerwise.windows import Chunk
 
 Change = Callable[[Sequence[Layer]], Mapping[str, Tensor]]
 
@@ -23,20 +23,19 @@ class Block:
 
     Attributes:
         index: its number.
-        module: its weights real.
+        name: its name in the model.
         layers: the linears to change, by full name.
+        ways: the module that is changed, and the hidden states at its door; then, with reference "dense", a copy of it
+            as it was, and what that read in the unchanged model.
         chunks: the calibration windows.
-        now: their hidden states at its door.
-        dense: a copy of the unchanged module and what it reads in the unchanged model, or None.
         seed: of the choice of held-out rows.
     """
 
     index: int
-    module: nn.Module
+    name: str
     layers: Mapping[str, nn.Linear]
+    ways: Sequence[tuple[nn.Module, Stream]]
     chunks: Sequence[Chunk]
-    now: Stream
-    dense: tuple[nn.Module, Stream] | None
     seed: int
 
     def change_(self, change_: Change, old: Mapping[str, Tensor], *, by_group: bool, gram: bool) -> dict[str, Tensor]:
@@ -48,42 +47,40 @@ class Block:
             by_group: whether each group of linears that read the same tensor sees the groups before it changed.
             gram: whether products between inputs are gathered.
         """
-        found = groups(self.module, self.layers, self.now.get(0), self.chunks[0].calls[self.index])
+        module, stream = self.ways[0]
+        found = groups(module, self.layers, stream.get(0), self.chunks[0], self.index)
         masks: dict[str, Tensor] = {}
         for together in [[g] for g in found] if by_group else [found]:
             layers = self._observe(together, gram)
             made = change_(layers)
             _check(layers, made, old)
-            masks |= made
+            masks |= {n: m.cpu() for n, m in made.items()}
             del layers  # before the next are gathered
         return masks
 
     def _observe(self, together: Sequence[Sequence[str]], gram: bool) -> list[Layer]:
         """Gather what groups of linears read."""
-        names = [group[0] for group in together]
-        sums = [Sums(gram, self._rows(self.layers[n].in_features)) for n in names]
+        first = [group[0].removeprefix(f"{self.name}.") for group in together]
+        observed = [[module.get_submodule(n) for n in first] for module, _ in self.ways]
+        sums = [self._sums(self.layers[group[0]], gram) for group in together]
         for number, chunk in enumerate(self.chunks):
-            now = self._reads(self.module, self.now, names, number)
-            dense: list[Tensor] | list[None] = [None] * len(now)
-            if self.dense:
-                dense = self._reads(*self.dense, names, number)
-            for each, x, target in zip(sums, now, dense, strict=True):
-                (each.hold_out if chunk.held_out else each.add)(x, target)
-        inputs = [each.inputs() for each in sums]
-        for name, found in zip(names, inputs, strict=True):
-            _finite(name, found)
-        return [Layer(n, self.layers[n], found) for g, found in zip(together, inputs, strict=True) for n in g]
+            read = [
+                reads(module, layers, stream.get(number), chunk, self.index)
+                for layers, (module, stream) in zip(observed, self.ways, strict=True)
+            ]
+            for each, *x in zip(sums, *read, strict=True):
+                (each.hold_out if chunk.held_out else each.add)(*x)
+        gathered = [(group, each.inputs()) for group, each in zip(together, sums, strict=True)]
+        for group, inputs in gathered:
+            _finite(group[0], inputs)
+        return [Layer(name, self.layers[name], inputs) for group, inputs in gathered for name in group]
 
-    def _reads(self, module: nn.Module, stream: Stream, names: Sequence[str], number: int) -> list[Tensor]:
-        inner = {id(layer): n for n, layer in self.module.named_modules()}
-        layers = [module.get_submodule(inner[id(self.layers[n])]) for n in names]
-        return reads(module, layers, stream.get(number), self.chunks[number], self.index)
-
-    def _rows(self, width: int) -> Tensor:
-        """Return which of all held-out tokens are kept for a linear of so many inputs."""
+    def _sums(self, layer: nn.Linear, gram: bool) -> Sums:
+        """Return empty sums that will keep a random choice of held-out tokens, as many as the linear has inputs."""
         tokens = sum(int(c.real.sum()) for c in self.chunks if c.held_out)
         random = torch.Generator().manual_seed(self.seed % 2**63)
-        return torch.randperm(tokens, generator=random)[:width].sort().values
+        rows = torch.randperm(tokens, generator=random)[: layer.in_features].sort().values
+        return Sums(layer, rows, gram=gram, cross=len(self.ways) > 1)
 
 
 def _finite(name: str, inputs: Inputs) -> None:

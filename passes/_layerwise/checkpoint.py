@@ -6,24 +6,41 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from compress import files
+from compress import masks, tensors
+from compress.tensors import Layout
 
 
-def store(path: Path, layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
-    """Write the parameters of the layers and the new masks, by the layers' names; one file, whole or absent."""
-    content = {f"{n}.{inner}": p.detach() for n, layer in layers.items() for inner, p in layer.named_parameters()}
-    content |= {f"{n}.mask": mask for n, mask in masks.items()}
-    files.write_atomic(path, save({n: t.contiguous() for n, t in content.items()}))
+class Checkpoint:
+    """Where a block is kept once it is changed: a file of parameters, which comes last, beside one of masks.
 
+    Args:
+        folder: that exists.
+        index: the block's number.
+        layers: its changed linears, by name.
+    """
 
-def restore_(path: Path, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Put the parameters back and return the masks."""
-    content = load_file(path)
-    with torch.no_grad():
-        for name, layer in layers.items():
-            for inner, parameter in layer.named_parameters():
-                parameter.copy_(content[f"{name}.{inner}"])
-    return {n: content[f"{n}.mask"] for n in layers if f"{n}.mask" in content}
+    def __init__(self, folder: Path, index: int, layers: Mapping[str, nn.Linear]) -> None:
+        self._weights, self._masks = folder / f"{index:05d}.safetensors", folder / f"{index:05d}-masks.safetensors"
+        self._parameters = {f"{n}.{inner}": p for n, layer in layers.items() for inner, p in layer.named_parameters()}
+        self._shapes = {n: (layer.out_features, layer.in_features) for n, layer in layers.items()}
+
+    def exists(self) -> bool:
+        """Tell whether the block was kept."""
+        return self._weights.exists()
+
+    def keep(self, made: Mapping[str, Tensor]) -> None:
+        """Keep the layers as they are, and the masks made of them."""
+        masks.write(self._masks, made, {n: self._shapes[n] for n in made})
+        layouts = {n: Layout(p.dtype, tuple(p.shape)) for n, p in self._parameters.items()}
+        tensors.write(self._weights, layouts, lambda name: self._parameters[name])
+
+    def restore_(self) -> Mapping[str, Tensor]:
+        """Put the parameters back and return the masks."""
+        places = tensors.places(self._weights)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(places[name].read())
+        made = tensors.places(self._masks)
+        return masks.StoredMasks(self._masks, {n: shape for n, shape in self._shapes.items() if n in made})

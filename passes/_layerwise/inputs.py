@@ -60,47 +60,48 @@ class Sums:
     """The running means over tokens from which `Inputs` are made.
 
     Args:
-        gram: whether products between inputs are gathered, or squares alone.
+        layer: a linear that reads them.
         rows: which of all held-out tokens (padding left out) are kept, int64, ascending.
+        gram: whether products between inputs are gathered, or squares alone.
+        cross: whether their products with the dense model's inputs are gathered too.
     """
 
-    def __init__(self, gram: bool, rows: Tensor) -> None:
-        self._gram, self._rows, self._tokens, self._held_tokens = gram, rows, 0, 0
-        self._means: dict[str, Tensor] = {}
-        self._held: list[tuple[Tensor, ...]] = []
+    def __init__(self, layer: nn.Linear, rows: Tensor, *, gram: bool, cross: bool) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=layer.weight.device)
 
-    def add(self, x: Tensor, dense: Tensor | None) -> None:
-        """Add what was read, [tokens, in], and what the dense model reads for the same tokens."""
-        x, dense = x.float(), None if dense is None else dense.float()
-        before, self._tokens = self._tokens, self._tokens + len(x)
-        keep, new = before / self._tokens, 1 / self._tokens
-        if self._gram:
-            self._mean("gram", x, x.shape[1]).addmm_(x.t(), x, beta=keep, alpha=new)
-        else:
-            self._mean("square", x).mul_(keep).add_(x.square().sum(0), alpha=new)
-        if dense is not None:
-            self._mean("cross", x, x.shape[1]).addmm_(dense.t(), x, beta=keep, alpha=new)
+        width = layer.in_features
+        self._square = zeros(width)
+        self._gram = zeros(width, width) if gram else None
+        self._cross = zeros(width, width) if cross else None
+        self._tokens, self._rows, self._held_tokens = 0, rows.to(layer.weight.device), 0
+        self._held: list[list[Tensor]] = []
 
-    def hold_out(self, x: Tensor, dense: Tensor | None) -> None:
-        """Keep the wanted ones of held-out rows, [tokens, in]."""
+    def add(self, x: Tensor, *dense: Tensor) -> None:
+        """Add what was read, [tokens, in], and with `cross` what the dense model reads for the same tokens."""
+        x, before = x.float(), self._tokens
+        self._tokens += len(x)
+        keep, new = before / max(self._tokens, 1), 1 / max(self._tokens, 1)
+        if self._gram is not None:
+            self._gram.addmm_(x.t(), x, beta=keep, alpha=new)
+        self._square.mul_(keep).add_(x.square().sum(0), alpha=new)
+        if self._cross is not None:
+            self._cross.addmm_(dense[0].float().t(), x, beta=keep, alpha=new)
+
+    def hold_out(self, *read: Tensor) -> None:
+        """Keep the wanted ones of held-out rows, [tokens, in] each, of the same tokens."""
         at = self._rows - self._held_tokens
-        self._held_tokens += len(x)
-        at = at[(at >= 0) & (at < len(x))].to(x.device)
-        self._held.append(tuple(read[at].float() for read in (x, dense) if read is not None))
+        self._held_tokens += len(read[0])
+        at = at[(at >= 0) & (at < len(read[0]))]
+        self._held.append([x[at].float() for x in read])
 
     def inputs(self) -> Inputs:
         """Return the means and the rows."""
-        gram = self._means.get("gram")
-        held = [torch.cat(parts) for parts in zip(*self._held, strict=True)]
+        held_out, *dense = (torch.cat(parts) for parts in zip(*self._held, strict=True))
         return Inputs(
-            gram=gram,
-            square=gram.diagonal().clone() if gram is not None else self._means["square"],
-            held_out=held[0],
-            cross=self._means.get("cross"),
-            held_out_dense=held[1] if len(held) > 1 else None,
+            gram=self._gram,
+            square=self._square,
+            held_out=held_out,
+            cross=self._cross,
+            held_out_dense=dense[0] if dense else None,
         )
-
-    def _mean(self, name: str, x: Tensor, *rows: int) -> Tensor:
-        if name not in self._means:
-            self._means[name] = x.new_zeros(*rows, x.shape[1])
-        return self._means[name]

@@ -1,4 +1,4 @@
-"""Run one block, or as much of it as is needed to see what its linears read."""
+"""Run one block: to pass the hidden states on, or just far enough to see what its linears read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import BadModel
-from passes._layerwise.windows import Call, Chunk
+from passes._layerwise.capture import Call, Chunk
+from passes._layerwise.stream import Stream
 
 
 def run(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
@@ -25,11 +26,20 @@ def first(output: Any) -> Tensor:
     return found
 
 
-def groups(block: nn.Module, layers: Mapping[str, nn.Module], hidden: Tensor, call: Call) -> list[list[str]]:
+def pass_(block: nn.Module, index: int, chunks: Sequence[Chunk], stream: Stream) -> None:
+    """Let the chunks that are at the door of the block, number `index`, pass it."""
+    for number, chunk in enumerate(chunks):
+        if stream.at(number) == index:
+            stream.put(number, index + 1, run(block, stream.get(number), chunk.calls[index]))
+
+
+def groups(
+    block: nn.Module, layers: Mapping[str, nn.Module], hidden: Tensor, chunk: Chunk, index: int
+) -> list[list[str]]:
     """Return the layers in the order in which the block calls them, those that read the same tensor together.
 
     Raises:
-        BadModel: a layer is called never, or more than once.
+        BadModel: a layer is called never, or more than once, or reads something else than a row for each token.
     """
     seen: list[tuple[str, Tensor]] = []  # tensors are held, so that no two have the same identity
 
@@ -38,7 +48,7 @@ def groups(block: nn.Module, layers: Mapping[str, nn.Module], hidden: Tensor, ca
 
     hooks = [layer.register_forward_pre_hook(see(name)) for name, layer in layers.items()]
     try:
-        run(block, hidden, call)
+        run(block, hidden, chunk.calls[index])
     finally:
         for hook in hooks:
             hook.remove()
@@ -48,12 +58,23 @@ def groups(block: nn.Module, layers: Mapping[str, nn.Module], hidden: Tensor, ca
             raise BadModel(f"{name}: its block calls it {calls.count(name)} times, and 1 is needed; exclude it")
     found: dict[int, list[str]] = {}
     for name, tensor in seen:
+        if tensor.shape[:-1].numel() != chunk.real.numel():
+            what = f"{tensor.shape[:-1].numel()} rows where there are {chunk.real.numel()} tokens"
+            raise BadModel(f"{name}: reads {what}, so that none can be told from padding; exclude it")
         found.setdefault(id(tensor), []).append(name)
     return list(found.values())
 
 
 def reads(block: nn.Module, layers: Sequence[nn.Module], hidden: Tensor, chunk: Chunk, index: int) -> list[Tensor]:
-    """Return what the layers read, [tokens, in] each, padding left out; the block stops when all is seen."""
+    """Return what the layers read, [tokens, in] each, padding left out; the block stops when all is seen.
+
+    Args:
+        block: that they are of.
+        layers: no two that read the same tensor, as `groups` tells them.
+        hidden: what the block reads.
+        chunk: the windows.
+        index: the block's number.
+    """
     seen: dict[nn.Module, Tensor] = {}
 
     def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:

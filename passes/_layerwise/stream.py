@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from compress import files
+from compress import tensors
+from compress.tensors import Layout
 
 MEMORY = 2**30  # bytes of one stream that are held in memory; what is more is read from disk, chunk by chunk
 
@@ -42,18 +42,23 @@ class Stream:
         """Return the number of the block at whose door a chunk is."""
         return self._at[chunk]
 
+    def passed(self, block: int) -> bool:
+        """Tell whether every chunk is past the block of this number."""
+        return all(at > block for at in self._at.values())
+
     def get(self, chunk: int) -> Tensor:
         """Return a chunk's hidden states, [batch, tokens, hidden]."""
         if chunk in self._memory:
             return self._memory[chunk]
-        return load_file(self._path(chunk), device=str(self._device))["hidden"]
+        return tensors.places(self._path(chunk))["hidden"].read().to(self._device)
 
     def put(self, chunk: int, block: int, hidden: Tensor) -> None:
         """Put a chunk at the door of a block and forget what it was."""
         old = self._path(chunk) if chunk in self._at else None
         self._memory.pop(chunk, None)
         self._at[chunk] = block
-        files.write_atomic(self._path(chunk), save({"hidden": hidden.contiguous()}))
+        layout = Layout(hidden.dtype, tuple(hidden.shape))
+        tensors.write(self._path(chunk), {"hidden": layout}, lambda _: hidden)
         if old:
             old.unlink()
         if sum(h.nbytes for h in self._memory.values()) + hidden.nbytes <= MEMORY:

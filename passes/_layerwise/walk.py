@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 
 from torch import Tensor, nn
 
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from passes._layerwise import checkpoint
 from passes._layerwise.block import Block, Change
-from passes._layerwise.observe import run
+from passes._layerwise.capture import windows
+from passes._layerwise.checkpoint import Checkpoint
+from passes._layerwise.observe import pass_
 from passes._layerwise.settings import LayerwiseSettings
 from passes._layerwise.stream import Stream
-from passes._layerwise.windows import windows
 
 
 def walk_(
@@ -55,66 +55,56 @@ class _Walk:
     ) -> None:
         self.artifact, self.settings, self.context = artifact, settings, context
         self.change_, self.gram = change_, gram
-        self.masks = artifact.new_masks()
+        self.folder, self.masks = context.folder / "layerwise", artifact.new_masks()
+        kinds = ("now", "dense") if settings.reference == "dense" else ("now",)
+        self.streams = [Stream(self.folder / kind, context.device) for kind in kinds]
         artifact.model.train(False)
-        self.folder = context.folder / "layerwise"
-        self.now = Stream(self.folder / "now", context.device)
-        self.dense = Stream(self.folder / "dense", context.device) if settings.reference == "dense" else None
-        self.chunks = []
-        for number, (chunk, hidden) in enumerate(windows(artifact, settings.batch, context, "this pass")):
-            self.chunks.append(chunk)
-            for stream in self.streams:
-                stream.enter(number, hidden)
-
-    @property
-    def streams(self) -> list[Stream]:
-        return [self.now, self.dense] if self.dense else [self.now]
+        self.chunks = windows(artifact, settings.batch, context, "a walk over the blocks", *self.streams)
 
     def run_(self, names: Collection[str]) -> MutableMapping[str, Tensor]:
         """Walk as far as there is something to change."""
         chosen = {b: [n for n in names if n.startswith(f"{b}.")] for b in tree.blocks(self.artifact.model)}
         last = max(i for i, inside in enumerate(chosen.values()) if inside)
         with self.context.report.bar("blocks", last + 1) as bar:
-            for index, (block, inside) in enumerate(list(chosen.items())[: last + 1]):
-                self.block_(index, block, inside, index == last)
+            for index, (name, inside) in enumerate(list(chosen.items())[: last + 1]):
+                passed = index == last or all(s.passed(index) for s in self.streams)
+                if inside or not passed:
+                    self.block_(index, name, inside, passed)
                 bar.advance()
         return self.masks
 
-    def block_(self, index: int, name: str, inside: Sequence[str], last: bool) -> None:
-        """Change one block and let the chunks pass it."""
-        path = self.folder / f"block-{index:05d}.safetensors"
-        passed = last or all(s.at(n) > index for s in self.streams for n in range(len(self.chunks)))
-        if passed and not inside:
-            return
+    def block_(self, index: int, name: str, inside: Sequence[str], passed: bool) -> None:
+        """Change one block, or restore it, and let the chunks pass it unless they have, or there is no need."""
         with self.artifact.opened(name) as module:
             module.to(self.context.device)
             every = ((f"{name}.{inner}", m) for inner, m in module.named_modules())
-            linears = {n: m for n, m in every if n in inside and isinstance(m, nn.Linear)}
-            dense = None
-            if self.dense and not (passed and path.exists()):
-                dense = copy.deepcopy(module), self.dense
-            if path.exists():
-                self.masks.update(checkpoint.restore_(path, linears))
-            elif inside:
-                block = Block(
-                    index=index,
-                    module=module,
-                    layers=linears,
-                    chunks=self.chunks,
-                    now=self.now,
-                    dense=dense,
-                    seed=self.context.seed,
-                )
-                by_group = self.settings.sequential == "linear"
-                made = block.change_(self.change_, self.masks, by_group=by_group, gram=self.gram)
-                checkpoint.store(path, linears, made)
+            layers = {n: m for n, m in every if n in inside and isinstance(m, nn.Linear)}
+            kept = Checkpoint(self.folder, index, layers)
+            finished = not layers or kept.exists()
+            modules = [module]
+            if len(self.streams) > 1 and not (finished and passed):
+                modules.append(copy.deepcopy(module) if layers else module)  # as it is before anything changes
+            if finished:
+                self.masks.update(kept.restore_() if layers else {})
+            else:
+                made = self.change_block_(index, name, layers, modules)
+                kept.keep(made)
                 self.masks.update(made)
-            if not last:
-                for passing, stream in [(module, self.now), *([dense] if dense else [])]:
-                    self.pass_(passing, stream, index)
+            if not passed:
+                for each, stream in zip(modules, self.streams, strict=True):
+                    pass_(each, index, self.chunks, stream)
 
-    def pass_(self, module: nn.Module, stream: Stream, index: int) -> None:
-        """Let the chunks at the block's door pass it."""
-        for number, chunk in enumerate(self.chunks):
-            if stream.at(number) == index:
-                stream.put(number, index + 1, run(module, stream.get(number), chunk.calls[index]))
+    def change_block_(
+        self, index: int, name: str, layers: Mapping[str, nn.Linear], modules: Sequence[nn.Module]
+    ) -> dict[str, Tensor]:
+        """Change one block, the first of `modules`, and return its new masks."""
+        block = Block(
+            index=index,
+            name=name,
+            layers=layers,
+            ways=tuple(zip(modules, self.streams, strict=True)),
+            chunks=self.chunks,
+            seed=self.context.seed,
+        )
+        by_group = self.settings.sequential == "linear"
+        return block.change_(self.change_, self.masks, by_group=by_group, gram=self.gram)

@@ -15,6 +15,7 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import BadData
+from passes._layerwise.stream import Stream
 from passes._train import draw, inputs_of
 
 _HELD_OUT = 8  # one calibration window in so many
@@ -37,16 +38,17 @@ class Chunk:
     held_out: bool
 
 
-def windows(artifact: Artifact, batch: int, context: Context, what: str) -> Iterator[tuple[Chunk, Tensor]]:
-    """Yield the calibration windows, so many at once, with what the first block reads, [batch, tokens, hidden].
+def windows(artifact: Artifact, batch: int, context: Context, what: str, *streams: Stream) -> list[Chunk]:
+    """Return the calibration windows, and put into the streams what the first block reads, unless they are further.
 
-    Those that are held out, a random eighth and one at least, come last.  No block is run, nor are its weights read.
+    Windows that are held out, a random eighth and one at least, come last.  No block is run, nor its weights read.
 
     Args:
         artifact: whose model and tokenizer are used; what lies outside its blocks stands on the context's device.
         batch: windows at once.
         context: data, device and seed.
         what: who needs them, for the message.
+        streams: of hidden states, each to be led through the blocks.
 
     Raises:
         BadData: there are fewer than two.
@@ -58,12 +60,16 @@ def windows(artifact: Artifact, batch: int, context: Context, what: str) -> Iter
     order = draw(0, count, count, context.seed)
     split = count - max(count // _HELD_OUT, 1)
     pool: list[Tensor] = []
+    chunks: list[Chunk] = []
     for part, held_out in ((order[:split], False), (order[split:], True)):
         for at in range(0, len(part), batch):
             inputs = inputs_of(artifact.model, examples.batch(part[at : at + batch]), context.device)
             calls, hidden = _calls(artifact.model, inputs)
-            shared: tuple[Call, ...] = _shared(calls, pool)
-            yield Chunk(calls=shared, real=inputs["attention_mask"].bool(), held_out=held_out), hidden
+            for stream in streams:
+                stream.enter(len(chunks), hidden)
+            real = inputs["attention_mask"].bool()
+            chunks.append(Chunk(calls=_shared(calls, pool), real=real, held_out=held_out))
+    return chunks
 
 
 def _calls(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[tuple[Call, ...], Tensor]:
