@@ -22,7 +22,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from compress import health, skeleton, tree
+from compress import blocks, health, skeleton, tree
+from compress.blocks import disk
 from compress.contracts import Facts, Task
 from compress.errors import BadModel
 from compress.families import family_of
@@ -98,10 +99,13 @@ def open_folder(
     """
     config = _config_for(folder, task, trust_remote_code, labels)
     health.check_weights(folder)
+    shapes = disk.read(folder)
     with quiet():
         tokenizer = _tokenizer(folder, trust_remote_code)
+        plain: Any = type(_hollow(task, config, trust_remote_code)) if shapes else _CLASSES[task]
+        maker: Any = disk.shaped(plain, shapes.layout) if shapes else plain
         try:
-            model, report = _CLASSES[task].from_pretrained(
+            model, report = maker.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype or "auto",
@@ -115,6 +119,9 @@ def open_folder(
     health.check_complete(folder, model, report)
     health.check_tokenizer(folder, model, tokenizer)
     tree.linearise_(model)
+    if shapes:
+        model.__class__ = plain
+        disk.load_branches_(model, folder, shapes.ranks)
     return model.eval(), tokenizer
 
 
@@ -139,19 +146,23 @@ def open_stored(
     """
     config = _config_for(folder, task, trust_remote_code, labels)
     health.check_weights(folder)
+    shapes = disk.read(folder)
     with quiet():
         tokenizer = _tokenizer(folder, trust_remote_code)
         dtype = dtype or skeleton.dtype_of(config, folder)
         make = partial(_CLASSES[task].from_config, config, dtype=dtype, trust_remote_code=trust_remote_code)
         model = skeleton.build(make)
+        if shapes:
+            blocks.shape_(model, shapes.layout)
         found = skeleton.find(folder, model)
         health.check_complete(folder, model, found.report)
         skeleton.fill_(model, found.places, folder)
     health.check_tokenizer(folder, model, tokenizer)
     transposed = [n for n, m in model.named_modules() if isinstance(m, Conv1D)]
     tree.linearise_(model)
+    places = found.places | (disk.find_branches_(model, folder, shapes.ranks) if shapes else {})
     model.eval()  # type: ignore[no-untyped-call]
-    return model, tokenizer, Store(found.places, frozenset(f"{n}.weight" for n in transposed), changes)
+    return model, tokenizer, Store(places, frozenset(f"{n}.weight" for n in transposed), changes)
 
 
 def facts_of(
@@ -163,11 +174,15 @@ def facts_of(
     labels: int | None = None,
 ) -> Facts:
     """Return what is known of a source from its configuration, without reading weights."""
-    config = _config_for(locate(source, revision), task, trust_remote_code, labels)
-    with torch.device("meta"), quiet():
-        model = _CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+    folder = locate(source, revision)
+    config, shapes = _config_for(folder, task, trust_remote_code, labels), disk.read(folder)
+    with quiet():
+        model = _hollow(task, config, trust_remote_code)
     model.tie_weights()
     tree.linearise_(model)
+    if shapes:
+        blocks.shape_(model, shapes.layout)
+        disk.hollow_branches_(model, shapes.ranks)
     return tree.facts(model, task)
 
 
@@ -193,10 +208,20 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     """
     if not (folder / "config.json").is_file():
         raise BadModel(f"{folder}: no config.json in it, so it is no Hugging Face model folder")
+    shapes = disk.read(folder)
     try:
+        if shapes:
+            return AutoConfig.for_model(shapes.parent_type, **shapes.parent)
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise BadModel(f"{folder}/config.json: {_first_line(error)}") from error
+
+
+def _hollow(task: Task, config: Any, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the model that a configuration describes, on `meta`."""
+    with torch.device("meta"):
+        model: PreTrainedModel = _CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+    return model
 
 
 def _config_for(folder: Path, task: Task, trust_remote_code: bool, labels: int | None) -> Any:

@@ -8,6 +8,7 @@ too, one over the residual (BERT) still runs.
 
 from __future__ import annotations
 
+from compress.blocks.disk import branch_
 from compress.blocks.modules import Branch, Branched, NoAttention, NoOutput
 from compress.blocks.shapes import Cut, cut_masks, drop_, shape_, slice_
 from compress.contracts import BlockConfig
@@ -20,6 +21,7 @@ __all__ = [
     "Cut",
     "NoAttention",
     "NoOutput",
+    "branch_",
     "cut_masks",
     "drop_",
     "of",

@@ -79,6 +79,11 @@ class Branched(nn.Linear):
         self.a = nn.Parameter(branch.a.detach().to(weight), requires_grad=weight.requires_grad)
         self.b = nn.Parameter(branch.b.detach().to(weight), requires_grad=weight.requires_grad)
 
+    @property
+    def rank(self) -> int:
+        """The branch's inner width."""
+        return self.a.shape[0]
+
     def forward(self, input: Tensor) -> Tensor:
         """Return float [..., out] for float [..., in]."""
         return super().forward(input) + nn.functional.linear(nn.functional.linear(input, self.a), self.b)

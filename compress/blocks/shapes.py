@@ -84,7 +84,7 @@ def drop_(model: PreTrainedModel, indices: Iterable[int]) -> dict[str, str]:
         ValueError: a place that is not there, or no block would stay.
         BadModel: the model's blocks compute with their place.
     """
-    stack = tree.backbone(model).get_submodule(tree.family(model).blocks)
+    stack: Any = tree.backbone(model).get_submodule(tree.family(model).blocks)
     config: Any = model.config
     gone, count = sorted(indices), len(tree.blocks(model))
     if len(set(gone)) < len(gone) or not all(0 <= i < count for i in gone) or len(gone) == count:
@@ -93,8 +93,8 @@ def drop_(model: PreTrainedModel, indices: Iterable[int]) -> dict[str, str]:
         raise BadModel("scale_attn_by_inverse_layer_idx ties attention to a block's place, so that none can be dropped")
     old = {id(m): n for n, m in tree.block_linears(model).items()}
     for index in reversed(gone):
-        del stack[index]  # type: ignore[attr-defined]
-    for place, block in enumerate(stack.children()):
+        del stack[index]
+    for place, block in enumerate(stack):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = place
