@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from benchmarks._ledger import Row
-from benchmarks.masks import score
+from benchmarks.masks import score, trained
 
 
 def environment() -> dict[str, str]:
@@ -22,7 +22,7 @@ def render(setup: Row, rows: Mapping[str, Row]) -> str:
     parts = [f"Setup: {told}. Dense perplexity {score.perplexity(dense):.4f} on {len(dense)} windows."]
     for pattern in ("50%", "2:4"):
         parts += [f"\n## {pattern}\n", *_pattern(rows, pattern)]
-    if any("step" in row for row in rows.values()):
+    if trained.best(rows):
         parts += ["\n## Trained further, beside the dense model trained as long on the same text\n", *_trained(rows)]
     return "\n".join(parts) + "\n"
 
@@ -56,21 +56,17 @@ def _beside(row: Row, found: list[Row]) -> str:
 
 
 def _trained(rows: Mapping[str, Row]) -> list[str]:
-    lines = ["| trained | steps | lr | dense, trained too | 2:4, recovered | share of the one-shot loss left (95 %) |",
-             "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
-    for row in (r for r in rows.values() if r.get("step") == "recovered" and r["best"]):
-        control = rows[row["control"]]
-        one_shot = rows["compress/sparsegpt/2:4"]["losses"]
-        left, low, high = score.share_lost(
-            {
-                "recovered": row["losses"],
-                "control": control["losses"],
-                "pruned": one_shot,
-                "dense": rows["dense"]["losses"],
-            }
-        )
-        figures = f"{score.perplexity(control['losses']):.4f} | {score.perplexity(row['losses']):.4f}"
-        lines.append(
-            f"| {row['method']} | {row['steps']} | {row['lr']:g} | {figures} | {left:.1%} ({low:.1%} … {high:.1%}) |"
-        )
+    lines = [
+        "| trained | steps | lr | dense, trained too | 2:4, trained | share of the one-shot loss left (95 %) |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    found = trained.best(rows)
+    controls = {row["steps"]: row for row in found if row["name"] == trained.CONTROL}
+    before = {"pruned": rows["compress/sparsegpt/2:4"]["losses"], "dense": rows["dense"]["losses"]}
+    for row in (r for r in found if r["name"] != trained.CONTROL):
+        control = controls[row["steps"]]["losses"]
+        left, low, high = score.share_lost({"recovered": row["losses"], "control": control, **before})
+        figures = f"{score.perplexity(control):.4f} | {score.perplexity(row['losses']):.4f}"
+        told = f"{row['name']} | {row['steps']} | {row['lr']:g}"
+        lines.append(f"| {told} | {figures} | {left:.1%} ({low:.1%} … {high:.1%}) |")
     return lines

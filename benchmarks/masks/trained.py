@@ -1,11 +1,84 @@
-"""Pruned, then trained further; and the dense model trained as long on the same text, which is what to compare with."""
+"""Pruned 2:4, then trained further; and the dense model trained as long on the same text, which is what to compare with.
+
+Learning rates are chosen on the calibration windows, on which nothing trains, for the control as for the others.
+"""
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks._ledger import Results
+from benchmarks._ledger import Results, Row
+from benchmarks.masks import cases, score
+from benchmarks.masks.ours import asked, through
+from compress import loading, tree
+from compress.artifact import Artifact
+
+PATTERN = "2:4"
+CONTROL = "control"
+# Name in the tables -> the pass and its settings.
+TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
+    CONTROL: ("recover", {"method": "full"}),
+    "recover full": ("recover", {"method": "full"}),
+    "recover sparse_delta 25 %": ("recover", {"method": "sparse_delta", "share": 0.25}),
+    "perp norms + mask_lora": ("perp", {"train": ["norms", "mask_lora"]}),
+}
+GRID = (3e-4, 1e-3, 3e-3)
+STEPS, QUICK_STEPS, BATCH = 256, 32, 16
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training at one learning rate."""
+
+    name: str
+    steps: int
+    lr: float
+
+    @property
+    def key(self) -> str:
+        """Return its name in the results."""
+        return f"trained/{self.name}/{self.steps}/{self.lr:g}"
+
+
+def trainings(quick: bool) -> Iterator[Training]:
+    """Yield what is to be run."""
+    names = [n for n in TRAININGS if not quick or n in (CONTROL, "recover full")]
+    yield from (Training(n, QUICK_STEPS if quick else STEPS, lr) for n in names for lr in GRID)
+
+
+def best(rows: Mapping[str, Row]) -> list[Row]:
+    """Return of every training and number of steps the row whose learning rate was best on the tuning windows."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in (r for r in rows.values() if "tuning" in r):
+        place = row["name"], row["steps"]
+        if place not in found or row["tuning"] < found[place]["tuning"]:
+            found[place] = row
+    return list(found.values())
 
 
 def run(results: Results, case: Path, *, quick: bool) -> None:
-    """Finish the trained cells."""
+    """Finish the trainings that are not finished yet."""
+    ids = cases.ids_of(case)
+    for training in trainings(quick):
+        if training.key in results.rows:
+            continue
+        use, settings = TRAININGS[training.name]
+        model, tokenizer = loading.open_source(str(case / "model"), "causal-lm")
+        artifact = Artifact(model=model, tokenizer=tokenizer)
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            if training.name != CONTROL:
+                artifact = through(*asked("sparsegpt", PATTERN), artifact, Path(folder), calibration=ids["calibration"])
+            given = {**settings, "steps": training.steps, "lr": training.lr, "batch": BATCH, "checkpoint_every": 10**6}
+            artifact = through(use, given, artifact, Path(folder), training=ids["training"])
+        row: Row = {"key": training.key, **asdict(training), "seconds": round(time.perf_counter() - started, 1)}
+        tuning, losses = (score.window_losses(artifact.model, ids[role]) for role in ("calibration", "evaluation"))
+        row |= {"tuning": round(sum(tuning) / len(tuning), 6), "losses": [round(v, 6) for v in losses]}
+        row["zeros"] = sum(int((w.weight == 0).sum()) for w in tree.block_linears(artifact.model).values())
+        results.add(row)
+        print(f"{training.key}: perplexity {score.perplexity(losses):.4f} ({row['seconds']:.0f} s)", flush=True)
