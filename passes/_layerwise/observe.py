@@ -16,8 +16,7 @@ from passes._layerwise.stream import Stream
 def run(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     """Return the hidden states that a block gives."""
     args, kwargs = call
-    with torch.no_grad():
-        return first(block(hidden, *args, **kwargs))
+    return first(block(hidden, *args, **kwargs))
 
 
 def first(output: Any) -> Tensor:
@@ -26,6 +25,7 @@ def first(output: Any) -> Tensor:
     return found
 
 
+@torch.no_grad()
 def pass_(block: nn.Module, index: int, chunks: Sequence[Chunk], stream: Stream) -> None:
     """Let the chunks that are at the door of the block, number `index`, pass it."""
     for number, chunk in enumerate(chunks):
@@ -33,6 +33,7 @@ def pass_(block: nn.Module, index: int, chunks: Sequence[Chunk], stream: Stream)
             stream.put(number, index + 1, run(block, stream.get(number), chunk.calls[index]))
 
 
+@torch.no_grad()
 def groups(
     block: nn.Module, layers: Mapping[str, nn.Module], hidden: Tensor, chunk: Chunk, index: int
 ) -> list[list[str]]:
@@ -65,6 +66,7 @@ def groups(
     return list(found.values())
 
 
+@torch.no_grad()
 def reads(block: nn.Module, layers: Sequence[nn.Module], hidden: Tensor, chunk: Chunk, index: int) -> list[Tensor]:
     """Return what the layers read, [tokens, in] each, padding left out; the block stops when all is seen.
 

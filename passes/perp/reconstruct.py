@@ -17,14 +17,14 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import BadSettings, BrokenPromise
 from passes import _adapter
+from passes._layerwise import Chunk, Stream, first, pass_, run, windows
 from passes._train import autocast, draw, frozen, train_
-from passes.perp.calibration import Chunk, chunks_of, energy, first
 from passes.perp.settings import PerpSettings
 from passes.perp.subsets import Chosen, attach_
 
 _VALIDATIONS = 10  # of a window's training
 
-Output = Callable[[nn.Module, Chunk], Tensor]  # what a window of a block gives for a chunk
+Output = Callable[[nn.Module, int], Tensor]  # what a window of a block gives for a chunk, by its number
 
 
 def run_(artifact: Artifact, chosen: Chosen, settings: PerpSettings, context: Context) -> None:
@@ -37,15 +37,17 @@ def run_(artifact: Artifact, chosen: Chosen, settings: PerpSettings, context: Co
     if len(students) != len(teachers):
         raise BrokenPromise(f"the model has {len(students)} blocks and its parent {len(teachers)}")
     with frozen(parent, settings, device), frozen(model, settings, device):
-        training, held_out = chunks_of(artifact, settings, context)
+        stream = Stream(context.folder / "hidden", device)
+        with autocast(settings, device):
+            chunks = windows(artifact, settings.batch, context, "'reconstruct'", stream)
         with context.report.bar("blocks", len(students)) as bar:
             for index, (name, student) in enumerate(students.items()):
                 teacher = list(teachers.values())[index]
-                block = _Block(artifact, chosen, settings, context, name, index, student, teacher)
-                block.reconstruct_(training, held_out)
-                with torch.no_grad(), autocast(settings, device):
-                    for chunk in (*training, *held_out):
-                        chunk.hidden = block.whole(block.reads, chunk)
+                block = _Block(artifact, chosen, settings, context, chunks, stream, name, index, student, teacher)
+                block.reconstruct_()
+                if index + 1 < len(students):
+                    with autocast(settings, device):
+                        pass_(block.reads, index, chunks, stream)
                 bar.advance()
 
 
@@ -58,6 +60,8 @@ class _Block:
         chosen: Chosen,
         settings: PerpSettings,
         context: Context,
+        chunks: Sequence[Chunk],
+        stream: Stream,
         name: str,
         index: int,
         student: nn.Module,
@@ -65,6 +69,7 @@ class _Block:
     ) -> None:
         self.artifact, self.settings, self.context, self.index = artifact, settings, context, index
         self.name, self.student, self.teacher = name, student, teacher
+        self.chunks, self.stream, self.attended = chunks, stream, dict[int, Any]()
         self.reads = student if settings.inputs == "sparse" else teacher
         self.attention = tree.family(artifact.model).attention
         inside = f"{name}."
@@ -75,7 +80,7 @@ class _Block:
         )
         self.path = context.folder / f"block-{index:03d}.safetensors"
 
-    def reconstruct_(self, training: Sequence[Chunk], held_out: Sequence[Chunk]) -> None:
+    def reconstruct_(self) -> None:
         """Train each window and merge it, or read what an earlier run left."""
         every = dict(self.artifact.model.named_parameters())
         names = sorted(self.chosen.changes(self.artifact.model))
@@ -85,7 +90,7 @@ class _Block:
                 for name in names:
                     every[name].data = file.get_tensor(name)
         else:
-            found = [self._train_(*window, training, held_out) for window in self._windows()]
+            found = [self._train_(*window) for window in self._windows()]
             done = [record for record in found if record]
             merged = {n: every[n].detach().contiguous() for n in names}
             files.write_atomic(self.path, save(merged, metadata={"windows": json.dumps(done)}))
@@ -98,12 +103,11 @@ class _Block:
                     f"{window}: the merge raised the held-out error from {before:.4g} to {after:.4g}"
                 )
 
-    def whole(self, block: nn.Module, chunk: Chunk) -> Tensor:
+    def whole(self, block: nn.Module, number: int) -> Tensor:
         """Return the block's output."""
-        args, kwargs = chunk.calls[self.index]
-        return first(block(chunk.hidden, *args, **kwargs))
+        return run(block, self.stream.get(number), self.chunks[number].calls[self.index])
 
-    def attend(self, block: nn.Module, chunk: Chunk) -> Any:
+    def attend(self, block: nn.Module, number: int) -> Any:
         """Return what the block's attention returns; the block stops there."""
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
@@ -111,17 +115,17 @@ class _Block:
 
         hook = block.get_submodule(self.attention).register_forward_hook(stop)
         try:
-            self.whole(block, chunk)
+            self.whole(block, number)
         except _Reached as reached:
             return reached.output
         finally:
             hook.remove()
         raise BrokenPromise(f"{self.name}: its forward does not reach {self.attention!r}")
 
-    def rest(self, block: nn.Module, chunk: Chunk) -> Tensor:
-        """Return the block's output where its attention returned what the chunk holds."""
-        with _answering(block.get_submodule(self.attention), chunk.attended):
-            return self.whole(block, chunk)
+    def rest(self, block: nn.Module, number: int) -> Tensor:
+        """Return the block's output where its attention returned what was noted."""
+        with _answering(block.get_submodule(self.attention), self.attended[number]):
+            return self.whole(block, number)
 
     def _windows(self) -> Iterator[tuple[str, list[str], Output]]:
         if self.settings.window == "block":
@@ -129,30 +133,29 @@ class _Block:
             return
         inside = f"{self.name}.{self.attention}."
         early = [n for n in self.chosen.linears if n.startswith(inside)]
-        yield f"{self.name}.attention", early, lambda block, chunk: first(self.attend(block, chunk))
+        yield f"{self.name}.attention", early, lambda block, number: first(self.attend(block, number))
         yield f"{self.name}.mlp", [n for n in self.chosen.linears if n not in early], self.rest
 
-    def _train_(
-        self, window: str, linears: list[str], output: Output, training: Sequence[Chunk], held_out: Sequence[Chunk]
-    ) -> list[Any] | None:
+    def _train_(self, window: str, linears: list[str], output: Output) -> list[Any] | None:
         """Train one window, merge it, and return its name, its held-out error before and after, and the best step."""
-        settings, device, chunks = self.settings, self.context.device, [*training, *held_out]
+        settings, device = self.settings, self.context.device
         groups = attach_(self.artifact, self.chosen, settings, self.context.seed, linears)
         if not groups:
             return None
+        training = [n for n, chunk in enumerate(self.chunks) if not chunk.held_out]
+        held_out = [n for n, chunk in enumerate(self.chunks) if chunk.held_out]
         with torch.no_grad(), autocast(settings, device):
             if output == self.rest:
-                for chunk in chunks:
-                    chunk.attended = self.attend(self.reads, chunk)
-            targets = {id(c): output(self.teacher, c) for c in chunks}
-        whole = float(sum(energy(targets[id(c)], c) for c in training) / len(training))
+                self.attended = {n: self.attend(self.reads, n) for n in (*training, *held_out)}
+            targets = {n: output(self.teacher, n) for n in (*training, *held_out)}
+        whole = float(sum(self._energy(targets[n], n) for n in training) / len(training))
 
-        def error(chunk: Chunk) -> Tensor:
-            return energy(output(self.student, chunk) - targets[id(chunk)], chunk) / whole
+        def error(number: int) -> Tensor:
+            return self._energy(output(self.student, number) - targets[number], number) / whole
 
         def held_out_error() -> float:
             with torch.no_grad(), autocast(settings, device):
-                return sum(float(error(c)) for c in held_out) / len(held_out)
+                return sum(float(error(n)) for n in held_out) / len(held_out)
 
         with autocast(settings, device):
             reached = error(training[0]).requires_grad  # no, when nothing that is trained lies in this window
@@ -171,6 +174,11 @@ class _Block:
         if linears:
             _adapter.merge_(self.student)
         return [window, done.validations[0][1], held_out_error(), done.best] if done else None
+
+    def _energy(self, values: Tensor, number: int) -> Tensor:
+        """Return the mean square over the tokens that are no padding."""
+        real = self.chunks[number].real
+        return (values.float().square() * real.unsqueeze(-1)).sum() / (real.sum() * values.shape[-1])
 
 
 class _Reached(Exception):
