@@ -111,7 +111,7 @@ def finish(results: Results, cell: Cell, case: Path, peers: Path | None) -> None
 
 def case_of(given: Any, folder: Path) -> Path:
     """Return the folder of the case, made when absent."""
-    case = folder / given.case
+    case: Path = folder / given.case
     if not (case / cases.IDS).exists():
         print(f"making {case} ...", flush=True)
         if given.case == "fixture":

@@ -1,4 +1,4 @@
-"""Pruned 2:4, then trained further; and the dense model trained as long on the same text, which is what to compare with.
+"""Pruned 2:4, then trained further, beside the dense model trained as long on the same text.
 
 Learning rates are chosen on the calibration windows, on which nothing trains, for the control as for the others.
 """
