@@ -23,7 +23,7 @@ from compress.errors import CompressError
 from passes._adapter.adapter import Adapter, initial
 from passes._adapter.expression import FORMS, Form, linear, weight_of
 
-__all__ = ["FORMS", "Adapter", "Form", "attach_", "initial", "linear", "merge_", "weight_of"]
+__all__ = ["FORMS", "Adapter", "Form", "attach_", "initial", "linear", "merge_", "trained", "weight_of"]
 
 
 def attach_(
@@ -48,6 +48,13 @@ def attach_(
         adapters[name] = Adapter(layer, masks.get(name), form=form, rank=rank, scale=scale, seed=own, support=support)
         tree.replace_(model, name, adapters[name])
     return adapters
+
+
+def trained(adapters: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return what adapters, by name, train: the parameters whose names begin with `lora_`."""
+    return {
+        f"{n}.{inner}": p for n, m in adapters.items() for inner, p in m.named_parameters() if inner.startswith("lora_")
+    }
 
 
 def merge_(model: nn.Module) -> list[str]:

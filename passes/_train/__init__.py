@@ -16,11 +16,12 @@ from passes._train.cost import cost
 from passes._train.loop import Companion, Loop
 from passes._train.parts import classifier, norms_of, thaw_
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
-from passes._train.task import loss, loss_on, split_on
+from passes._train.task import TaskSettings, loss, loss_on, split_on
 
 __all__ = [
     "Companion",
     "Group",
+    "TaskSettings",
     "TrainSettings",
     "Trained",
     "autocast",

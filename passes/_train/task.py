@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,6 +14,26 @@ from compress.context import Context
 from compress.contracts import Task
 from compress.errors import BadData
 from passes._train.recipe import TrainSettings, draw, inputs_of
+
+_HELD_OUT = 0.1  # of labelled examples, where the settings do not say
+
+
+class TaskSettings(TrainSettings):
+    """What a pass takes that trains on training data and may judge itself by a part of it."""
+
+    held_out: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the training examples that only choose the best state; 0 = the last state stays; "
+        "empty = 0.1 of labelled examples, none of running text",
+    )
+
+    def held_out_of(self, task: Task) -> float:
+        """Return the share of the training examples that are held out."""
+        if self.held_out is None:
+            return 0.0 if task == "causal-lm" else _HELD_OUT
+        return self.held_out
 
 
 def loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
@@ -48,13 +69,14 @@ def loss_on(
 
 
 def split_on(
-    artifact: Artifact, settings: TrainSettings, context: Context, held_out: float
+    artifact: Artifact, settings: TaskSettings, context: Context
 ) -> tuple[Callable[[int], Tensor], Callable[[], float] | None]:
     """Return the mean loss of training batch i and, when a share of the data is held out, the mean loss of that.
 
     Raises:
         BadData: the share leaves nothing to train on, or nothing to judge by.
     """
+    held_out = settings.held_out_of(artifact.task)
     if not held_out:
         return loss_on(artifact, settings, context), None
     count = len(context.data["training"].examples(artifact.tokenizer))

@@ -111,9 +111,7 @@ def attach_(
         adapters |= put_(names, artifact.masks, form=chosen.form)
     if chosen.head and linears is None:
         adapters |= put_([chosen.head], {}, form="lora")
-    updates = {
-        f"{n}.{inner}": p for n, m in adapters.items() for inner, p in m.named_parameters() if inner.startswith("lora_")
-    }
+    updates = _adapter.trained(adapters)
     every = dict(model.named_parameters())
     small = {n: every[n] for n in chosen.small}
     whole = {n: every[n] for n in (classifier(model) if chosen.classifier else []) if n not in small}
