@@ -47,13 +47,20 @@ def check_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
 
 
-def check_rest(before: Artifact, after: Artifact, changes: Collection[str]) -> None:
-    """Raise `BrokenPromise` unless tensors, ties and every bit beside the named parameters are what they were."""
+def check_rest(before: Artifact, after: Artifact, changes: Collection[str], came: Collection[str] = ()) -> None:
+    """Raise `BrokenPromise` unless tensors, ties and every bit beside the named parameters are what they were.
+
+    Args:
+        before: the pass's cached input.
+        after: its output.
+        changes: names of the parameters that may differ.
+        came: names of the parameters that are new.
+    """
     if tree.tied(before.model) != tree.tied(after.model):
         raise BrokenPromise("head and input embedding are no longer tied as they were")
     old, new = before.model.state_dict(), after.model.state_dict()
-    if old.keys() != new.keys():
-        raise BrokenPromise(f"tensors came or went: {', '.join(sorted(old.keys() ^ new.keys()))}")
+    if odd := old.keys() ^ new.keys() ^ set(came):
+        raise BrokenPromise(f"tensors came or went: {', '.join(sorted(odd))}")
     for name in old.keys() - set(changes):
         if not _masks.same_bits(old[name], new[name]):
             raise BrokenPromise(f"{name}: changed, though it is not trained")

@@ -76,6 +76,12 @@ class Adapter(nn.Module):
         mask = self.mask if self.form.trains_masked else None
         return linear(x, self.bias, self._expression, self.weight, mask, *self._trained())
 
+    def prune_(self, mask: Tensor) -> None:
+        """Take another mask, bool `[out, in]`, and set to +0 what it prunes of W; what is trained stays as it is."""
+        self.mask = mask.to(self.weight.device).contiguous()
+        with torch.no_grad():
+            _cleared(self.weight, self.mask)
+
     def merged(self) -> Tensor:
         """Return the weight that `merge` leaves, in the precision of the trained tensors."""
         mask = self.mask if self.form.merges_masked else None
