@@ -1,0 +1,197 @@
+"""What stays, decided before anything ran: how many blocks, heads and neurons, and the facts of such a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from compress import tree
+from compress.contracts import BlockConfig, Facts, MaskFact
+from compress.errors import BadSettings
+from compress.families import families
+from passes._masks import Pattern
+from passes.structured.settings import StructuredSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The model to come.
+
+    Attributes:
+        facts: its facts.
+        groups: per block that stays, how many neighbouring neurons stay or go together.
+        notes: what was asked for and what rounding made of it.
+    """
+
+    facts: Facts
+    groups: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def plan(settings: StructuredSettings, facts: Facts) -> Plan:
+    """Return what these settings make of a model with these facts.
+
+    Raises:
+        BadSettings: it cannot be, or changes nothing.
+    """
+    planned = shaped(settings, facts)
+    if planned.facts.layout == facts.layout:
+        what = "; ".join(planned.notes) or f"heads = {settings.heads}, neurons = {settings.neurons}, layers = 0"
+        raise BadSettings(
+            f"nothing would be removed: {what}; ask for more, or for a smaller multiple",
+            key="neurons" if settings.neurons else "heads",
+        )
+    return planned
+
+
+def shaped(settings: StructuredSettings, facts: Facts) -> Plan:
+    """Return the same, be it that nothing changes."""
+    _check(settings, facts)
+    left = _with(facts, facts.layout[: facts.blocks - settings.layers])
+    table, names = families()[facts.family], set(tree.select(list(left.shapes), settings.include, settings.exclude))
+    readers = {"heads": _inside(left, table.qkvo[-1]), "neurons": _inside(left, table.down)}
+    for key, found in readers.items():
+        asked = getattr(settings, key)
+        if asked and not names & set(found):
+            raise BadSettings(f"no block that is worked on has any, got {asked}; leave it out", key=key)
+    masks = [left.masks.get(name, MaskFact("unstructured", 0.0)) for name in readers["neurons"]]
+    groups = tuple(Pattern.parse(mask.pattern).group or 1 for mask in masks)
+    layout, notes = [], dict[str, None]()
+    for index, block in enumerate(left.layout):
+        heads, neurons = (found[index] if found[index] in names else None for found in readers.values())
+        kept, width = _kept_heads(settings, left, index, heads), _kept_neurons(settings, left, index, neurons, groups)
+        each = block.heads // max(block.kv_heads, 1)
+        layout.append(dataclasses.replace(block, heads=kept * each, kv_heads=kept, ffn=width))
+        notes |= dict.fromkeys(_rounded("heads", settings.heads, block.kv_heads, kept) if heads else ())
+        notes |= dict.fromkeys(_rounded("neurons", settings.neurons, block.ffn, width) if neurons else ())
+    return Plan(facts=_with(left, tuple(layout)), groups=groups, notes=tuple(notes))
+
+
+def _check(settings: StructuredSettings, facts: Facts) -> None:
+    """Raise `BadSettings` for what can be seen without a look into the blocks."""
+    blocks = facts.blocks - settings.layers
+    if blocks < 1:
+        raise BadSettings(f"the model has {facts.blocks} blocks and one must stay, got {settings.layers}", key="layers")
+    if settings.layers and (settings.include or settings.exclude):
+        key = "include" if settings.include else "exclude"
+        raise BadSettings("names linears by block, and blocks move up; remove layers by a pass of their own", key=key)
+    if settings.layers and any(_content(facts, i) != _content(facts, 0) for i in range(facts.blocks)):
+        what = "blocks have unlike shapes or masks, so what stays is not known before they are judged"
+        raise BadSettings(f"{what}, got {settings.layers}; remove layers before that", key="layers")
+    for key in ("heads", "neurons"):
+        asked = getattr(settings, key)
+        if isinstance(asked, tuple) and len(asked) != blocks:
+            raise BadSettings(f"must be one number for each of the {blocks} blocks, got {len(asked)}", key=key)
+    learned = {
+        "criterion": settings.criterion == "gates",
+        "layer_criterion": settings.layers > 0 and settings.layer_criterion == "das",
+    }
+    for key, asked in learned.items():
+        if asked and facts.task == "embedding":
+            what = f"an embedding model has no loss of its own to learn from, got {getattr(settings, key)!r}"
+            raise BadSettings(f"{what}; 'activation' and 'similarity' need none", key=key)
+
+
+def _kept_heads(settings: StructuredSettings, facts: Facts, index: int, reader: str | None) -> int:
+    """Return how many key-value heads of a block stay; all where no chosen linear reads them."""
+    asked, block = settings.heads, facts.layout[index]
+    counted = isinstance(asked, tuple)
+    kept = asked[index] if isinstance(asked, tuple) else round((1 - asked) * block.kv_heads)
+    if reader is None:
+        _left_alone("heads", index, block.kv_heads, kept if counted else block.kv_heads)
+        return block.kv_heads
+    if not 1 <= kept <= block.kv_heads:
+        what = f"block {index} has {block.kv_heads} key-value heads and would keep {kept}"
+        raise BadSettings(f"{what}; 1 to {block.kv_heads} can stay", key="heads")
+    mask, width = facts.masks.get(reader), block.heads // block.kv_heads * block.head_dim
+    group = Pattern.parse(mask.pattern).group if mask else 0
+    if mask and group and kept < block.kv_heads and width % group:
+        what = f"{reader} has a {mask.pattern} mask, whose groups the {width} columns of a head cut"
+        raise BadSettings(f"{what}; exclude it, or remove heads before the mask is made", key="heads")
+    return kept
+
+
+def _kept_neurons(
+    settings: StructuredSettings, facts: Facts, index: int, reader: str | None, groups: tuple[int, ...]
+) -> int:
+    """Return how many neurons of a block stay: whole groups of its mask, and of `multiple` where a share is asked."""
+    asked, width, group = settings.neurons, facts.layout[index].ffn, groups[index]
+    if reader is None:
+        _left_alone("neurons", index, width, asked[index] if isinstance(asked, tuple) else width)
+        return width
+    if not isinstance(asked, tuple):
+        step = math.lcm(settings.multiple, group)
+        near = max(math.floor((1 - asked) * width / step + 0.5), 1) * step
+        return min(near, width) if asked else width
+    if not 1 <= asked[index] <= width:
+        what = f"block {index} has {width} neurons and would keep {asked[index]}"
+        raise BadSettings(f"{what}; 1 to {width} can stay", key="neurons")
+    if asked[index] % group:
+        what = f"block {index} would keep {asked[index]} neurons, and its mask has groups of {group}"
+        raise BadSettings(f"{what}; a multiple of {group} would do", key="neurons")
+    return asked[index]
+
+
+def _left_alone(key: str, index: int, has: int, asked: int) -> None:
+    if asked != has:
+        what = f"block {index} is not worked on and has {has}"
+        raise BadSettings(f"{what}, got {asked}; say {has} there", key=key)
+
+
+def _rounded(key: str, asked: float | tuple[int, ...], was: int, kept: int) -> tuple[str, ...]:
+    """Return a note where a share could not be met."""
+    if isinstance(asked, tuple) or abs((1 - asked) * was - kept) < 1e-6:
+        return ()
+    return (f"{key} = {asked:g} of {was} is rounded to {1 - kept / was:.3g}, so that {kept} stay",)
+
+
+def _with(facts: Facts, layout: tuple[BlockConfig, ...]) -> Facts:
+    """Return the facts of a model with these blocks: the first ones made narrower, those after them gone."""
+    shapes = {n: _shape(facts, n, layout) for n in facts.shapes if _place(facts, n)[0] < len(layout)}
+    rows = {f"{n}.bias": out for n, (out, _) in shapes.items()}
+    biases = {n: rows.get(n, size) for n, size in facts.biases.items() if _place(facts, n)[0] < len(layout)}
+    norms = {n: size for n, size in facts.norms.items() if _place(facts, n)[0] < len(layout)}
+    masks = {n: mask for n, mask in facts.masks.items() if n in shapes}
+    made = facts.after(shapes=shapes, biases=biases, norms=norms, layout=layout, masks=masks)
+    return made.after(parameters=facts.parameters - _counted(facts) + _counted(made))
+
+
+def _counted(facts: Facts) -> int:
+    """Return how many parameters the linears of the blocks, all biases and all norms have."""
+    linears = sum(out * inputs for out, inputs in facts.shapes.values())
+    return linears + sum(facts.biases.values()) + sum(facts.norms.values())
+
+
+def _shape(facts: Facts, name: str, layout: tuple[BlockConfig, ...]) -> tuple[int, int]:
+    """Return what becomes of a linear's (out, in)."""
+    table, (place, inner), (out, inputs) = families()[facts.family], _place(facts, name), facts.shapes[name]
+    was, now = facts.layout[place], layout[place]
+    if inner in table.qkvo[:-1]:
+        out = out // was.kv_heads * now.kv_heads
+    elif inner == table.qkvo[-1]:
+        inputs = now.heads * now.head_dim
+    elif inner in table.up:
+        out = now.ffn
+    elif inner == table.down:
+        inputs = now.ffn
+    return out, inputs
+
+
+def _place(facts: Facts, name: str) -> tuple[int, str]:
+    """Return the block that holds a linear or parameter and its name in there; -1 and its name outside the blocks."""
+    blocks = re.escape(families()[facts.family].blocks)
+    found = re.fullmatch(rf"(?:.*\.)?{blocks}\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else (-1, name)
+
+
+def _inside(facts: Facts, inner: str) -> list[str]:
+    """Return the full name of one of a block's linears for each block; empty where it has none."""
+    found = {_place(facts, n): n for n in facts.shapes}
+    return [found.get((i, inner), "") for i in range(facts.blocks)]
+
+
+def _content(facts: Facts, index: int) -> object:
+    """Return what a block's shape and masks are."""
+    masks = {_place(facts, n): mask for n, mask in facts.masks.items()}
+    return facts.layout[index], {inner: mask for (place, inner), mask in masks.items() if place == index}
