@@ -120,7 +120,7 @@ def _shared(value: Any, pool: list[Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         for known in pool:
-            alike = known.shape == value.shape and known.dtype == value.dtype
+            alike = (known.shape, known.dtype, known.device) == (value.shape, value.dtype, value.device)
             if known is value or (alike and torch.equal(known, value)):
                 return known
         pool.append(value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
+from compress.errors import BrokenPromise
 from passes._layerwise.block import Block, Change
 from passes._layerwise.capture import windows
 from passes._layerwise.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ def walk_(
     """Change the named linears block by block; a killed walk resumes at the last finished block.
 
     Args:
-        artifact: its model is changed in place; read and written one block at a time.
+        artifact: on the context's device; its model is changed in place, one block opened at a time.
         names: linears of the blocks.
         settings: how.
         context: data, device, seed; the folder for finished blocks and hidden states; the report.
@@ -44,7 +45,7 @@ def walk_(
     Raises:
         BadData: too few or too short calibration data.
         BadModel: a linear reads values, or was given weights, that are NaN or infinite, or its block never calls it.
-        BrokenPromise: a mask does not fit its linear, or weights that it prunes are not zero.
+        BrokenPromise: a name is of no linear, a mask does not fit its linear, or weights that it prunes are not zero.
     """
     return _Walk(artifact, settings, context, change_, gram).run_(names)
 
@@ -63,6 +64,8 @@ class _Walk:
 
     def run_(self, names: Collection[str]) -> MutableMapping[str, Tensor]:
         """Walk as far as there is something to change."""
+        if strange := set(names) - tree.block_linears(self.artifact.model).keys():
+            raise BrokenPromise(f"{min(strange)}: is no linear of a block, so no walk changes it")
         chosen = {b: [n for n in names if n.startswith(f"{b}.")] for b in tree.blocks(self.artifact.model)}
         last = max(i for i, inside in enumerate(chosen.values()) if inside)
         with self.context.report.bar("blocks", last + 1) as bar:
@@ -76,7 +79,6 @@ class _Walk:
     def block_(self, index: int, name: str, inside: Sequence[str], passed: bool) -> None:
         """Change one block, or restore it, and let the chunks pass it unless they have, or there is no need."""
         with self.artifact.opened(name) as module:
-            module.to(self.context.device)
             every = ((f"{name}.{inner}", m) for inner, m in module.named_modules())
             layers = {n: m for n, m in every if n in inside and isinstance(m, nn.Linear)}
             kept = Checkpoint(self.folder, index, layers)

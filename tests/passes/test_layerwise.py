@@ -393,6 +393,32 @@ def test_killed_between_chunks_resumes_to_the_same_bytes(
     assert state(b.artifact) == state(whole.artifact)
 
 
+@pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "bert"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_blocks_on_disk_are_walked_alike(kind: str, killed: bool, bench: Callable[..., Bench], tmp_path: Path) -> None:
+    whole = bench(kind, folder="whole")
+    (tmp_path / "saved").mkdir()
+    whole.artifact.save(tmp_path / "saved")
+    masks = whole.walk(Notes(prune), reference="dense")
+    b = bench(kind, folder="stored")
+
+    def change_(layers: Sequence[Layer]) -> dict[str, Tensor]:
+        if layers[-1].name == b.names[-1]:
+            raise Killed
+        return {layer.name: prune(layer.linear.weight.data) for layer in layers}
+
+    if killed:
+        b.artifact = Artifact.load(tmp_path / "saved", stored=True, changes=tmp_path / "changes")
+        with pytest.raises(Killed):
+            b.walk(change_, reference="dense")
+    b.artifact = Artifact.load(tmp_path / "saved", stored=True, changes=tmp_path / "changes")
+    found = b.walk(Notes(prune), reference="dense")
+    assert {n: m.tolist() for n, m in found.items()} == {n: m.tolist() for n, m in masks.items()}
+    assert all(p.is_meta for block in tree.blocks(b.artifact.model).values() for p in block.parameters())
+    for name, tensor in whole.artifact.model.state_dict().items():
+        assert _masks.same_bits(b.artifact.tensor(name), tensor), name
+
+
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
@@ -445,6 +471,11 @@ def test_foreign_masks_and_lost_zeros_are_noticed(bench: Callable[..., Bench]) -
 
     with pytest.raises(BrokenPromise, match="q_proj: weights that its mask prunes are not zero"):
         b.walk(fill_)
+
+
+def test_a_name_of_no_linear_is_told(bench: Callable[..., Bench]) -> None:
+    with pytest.raises(BrokenPromise, match="lm_head: is no linear of a block"):
+        bench().walk(Notes(), names=["model.layers.0.mlp.up_proj", "lm_head"])
 
 
 def test_a_linear_that_its_block_never_calls_is_told(bench: Callable[..., Bench]) -> None:
