@@ -18,15 +18,18 @@ of full training and a selection of all masks every `refresh` steps, 25 ns a wei
 `refresh = 1` is the paper's; masks hardly move in 4 steps.  Fused linears (GPT-2's q, k and v) are one matrix here.
 Trained: U, V, A, B, R, C, and the classifier of a task model; its pooler and a language model's head are not.
 Keeps: masks and zeros of before, which count; biases, norms, embeddings and weights of other linears bit for bit.
-Helps: fine-tuning and pruning in one go, where a score that sees the task beats the magnitude, at high sparsity.
-Hurts: few steps: scores need them to move.  `init_std = 1` with `beta = 1`, the paper's code, lets U V outgrow W in a
-few steps of a common learning rate, so the spread here is small.  R and C move whole rows and columns at once and, at a
-high learning rate, outweigh the magnitude: lower `score_lr`.
+Helps: fine-tuning and pruning in one go, where a score that sees the task beats the magnitude: at high sparsity, and
+where inputs differ much in size.
+Hurts: few steps at moderate sparsity: scores need steps to move, and `perp` under a fixed mask of magnitude does as
+well.  `init_std = 1` with `beta = 1`, the paper's code, lets U V outgrow small weights in a few steps of a common
+learning rate, so the spread here is small.  R and C move whole rows and columns at once and, at a high learning rate,
+outweigh the magnitude: lower `score_lr`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from compress import tree
 from compress.artifact import Artifact
@@ -35,6 +38,7 @@ from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BadSettings, BrokenPromise
 from passes import _keeping
 from passes._masks import Rule, sparsity_of
+from passes._train import cost
 from passes.pst.settings import PstSettings
 from passes.pst.train import heads, run_
 
@@ -76,23 +80,15 @@ class Pst(Pass):
         return sum(each * sum(facts.shapes[n]) for n in self._chosen(facts))
 
     def estimate(self, facts: Facts) -> Estimate:
-        """Return the cost; the classifier of a task model is not counted, for its size is not among the facts.
-
-        Sequences are counted with 512 tokens at most, and a core with 3e10 products a second.
-        """
-        given, trained = self.settings, self.trainable(facts)
+        """Return the cost: that of training, and a selection of the masks every `refresh` steps."""
+        given = self.settings
         sizes = [math.prod(facts.shapes[n]) for n in self._chosen(facts)]
-        width = sum(inputs for _, inputs in facts.shapes.values())
-        head = facts.vocabulary if facts.task == "causal-lm" else 0
-        products = sum(map(math.prod, facts.shapes.values())) + head * width // len(facts.shapes)
-        tokens = given.batch * min(facts.positions or 512, 512)
-        kept = 4 * tokens * 3 * (width + head)
-        work = 3 * tokens * products * given.steps * given.accumulation / 3e10
-        return Estimate(
-            trainable=trained,
-            peak_mib=(4 * facts.parameters + 2 * sum(sizes) + 30 * max(sizes) + 16 * trained + kept) / 2**20,
-            disk_mib=(4 * facts.parameters + sum(sizes) / 8 + 12 * trained) / 2**20,
-            seconds=work + 3e-8 * sum(sizes) * given.steps / given.refresh,
+        training = cost(facts, given, self.trainable(facts))
+        return replace(
+            training,
+            peak_mib=training.peak_mib + (sum(sizes) + 30 * max(sizes)) / 2**20,
+            disk_mib=training.disk_mib + sum(sizes) / 8 / 2**20,
+            seconds=training.seconds + 3e-8 * sum(sizes) * given.steps / given.refresh,
         )
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:

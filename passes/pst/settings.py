@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from passes._masks import MaskSettings
-from passes._train import TrainSettings
+from passes._train import TaskSettings
 
 
-class PstSettings(MaskSettings, TrainSettings):
+class PstSettings(MaskSettings, TaskSettings):
     """Settings of PST."""
 
     rank: int = Field(8, ge=1, description="rank of the weight's update U V")
@@ -25,13 +25,6 @@ class PstSettings(MaskSettings, TrainSettings):
     prune_warmup: float = Field(0.1, ge=0, le=1, description="share of the steps before the sparsity begins to rise")
     prune_cooldown: float = Field(0.3, ge=0, le=1, description="share of the steps, the last, at the final sparsity")
     refresh: int = Field(4, ge=1, description="steps between two selections of the masks")
-    held_out: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share of the training examples by which the best state at the final sparsity is chosen; "
-        "0 = the last state stays; empty = 0.1 of labelled examples, none of running text",
-    )
 
     @property
     def settled(self) -> int:

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.errors import BadData, CompressError
+from compress.errors import CompressError
 from passes._masks import Rule
-from passes._train import Group, classifier, draw, frozen, loss_on, recomputed, train_
+from passes._train import Group, classifier, frozen, recomputed, split_on, thaw_, train_
 from passes.pst.scored import Scored, masks_at
 from passes.pst.settings import PstSettings
 
-_HELD_OUT = 0.1  # of labelled examples, where the settings do not say
 _VALIDATIONS = 10  # at the final sparsity, at most
 
 
@@ -28,39 +27,38 @@ def run_(
 ) -> dict[str, Tensor]:
     """Train the named linears, leave plain ones in their places and return their masks."""
     model = artifact.model
-    training, held_out = _split(artifact, settings, context)
-    loss_of, judge = (loss_on(artifact, settings, context, rows) for rows in (training, held_out))
-    batches = math.ceil(len(held_out) / settings.batch)
+    task_loss, judge = split_on(artifact, settings, context)
     with frozen(model, settings, context.device), scored(artifact, names, settings, context.seed) as layers:
 
         def select_(sparsity: float) -> None:
             for name, layer in layers.items():  # one score at a time
                 layer.mask = masks_at(rule, sparsity, {name: layer.score()}, artifact.masks)[name]
 
-        def step_loss(number: int) -> Tensor:
+        def loss_of(number: int) -> Tensor:
             step, part = divmod(number, settings.accumulation)
             if part == 0 and step % settings.refresh == 0:
                 select_(settings.sparsity_at(step, rule.sparsity))
-            return loss_of(number)
+            return task_loss(number)
 
         def validate() -> float:
+            assert judge is not None
             select_(rule.sparsity)
-            return sum(float(judge(i)) for i in range(batches)) / batches
+            return judge()
 
         with recomputed(tree.blocks(model).values(), settings.recompute):
             done = train_(
                 groups(artifact, layers, settings),
-                step_loss,
+                loss_of,
                 _aligned(settings),
                 context,
-                validate=validate if held_out else None,
+                validate=validate if judge else None,
                 every=max((settings.steps - settings.settled) // _VALIDATIONS, 1),
                 since=settings.settled,
             )
         for step, value in done.validations:
             context.report.record("held_out_loss", [step, value])
-        if held_out:
-            context.report.note(f"the state after step {done.best} is the best on {len(held_out)} held-out examples")
+        if judge:
+            context.report.note(f"the state after step {done.best} of {settings.steps} is the best on what is held out")
         select_(rule.sparsity)
         return {n: layer.mask for n, layer in layers.items()}
 
@@ -97,9 +95,7 @@ def groups(artifact: Artifact, layers: Mapping[str, Scored], settings: PstSettin
 
     every = dict(model.named_parameters())
     whole = {n: every[n] for n in heads(artifact)}
-    for parameter in whole.values():
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        parameter.requires_grad_(True)
+    thaw_(whole.values())
     found = [
         Group(named("u", "v"), settings.lr, settings.weight_decay),
         Group(named("a", "b", "r", "c"), settings.lr * settings.score_lr, settings.weight_decay),
@@ -111,19 +107,6 @@ def groups(artifact: Artifact, layers: Mapping[str, Scored], settings: PstSettin
 def heads(artifact: Artifact) -> list[str]:
     """Return the parameters of a task model's classifier; a language model's head stays as it is."""
     return classifier(artifact.model) if artifact.task != "causal-lm" else []
-
-
-def _split(artifact: Artifact, settings: PstSettings, context: Context) -> tuple[list[int], list[int]]:
-    """Return the rows to train on and those to judge by."""
-    count = len(context.data["training"].examples(artifact.tokenizer))
-    share = settings.held_out
-    if share is None:
-        share = 0.0 if artifact.task == "causal-lm" else _HELD_OUT
-    judged = max(round(share * count), 1) if share else 0
-    if judged >= count:
-        raise BadData(f"training: 'held_out' {share:g} leaves nothing to train on, got {count} examples; give more")
-    order = draw(0, count, count, context.seed)
-    return order[judged:], order[:judged]
 
 
 def _aligned(settings: PstSettings) -> PstSettings:
