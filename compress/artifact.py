@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -81,16 +81,28 @@ class Artifact:
     def opened(self, name: str) -> Iterator[nn.Module]:
         """Yield a block (a name of `tree.blocks`) that holds real weights; what changes in it stays changed."""
         block = self.model.get_submodule(name)
-        if self.store is None:
+        with self.store.opened(name, block, self._device()) if self.store else nullcontext():
             yield block
-        else:
-            with self.store.opened(name, block, self.model.get_input_embeddings().get_parameter("weight").device):
-                yield block
 
     @property
     def branches(self) -> dict[str, Branch]:
         """The branches beside the blocks' linears, by name; `blocks.branch_` puts them into the model."""
-        return {n: Branch(*(self.tensor(f"{n}.{part}") for part in ("a", "b"))) for n in disk.ranks(self.model)}
+        return {n: Branch(*(self.tensor(f"{n}.{part}") for part in ("a", "b"))) for n in tree.ranks(self.model)}
+
+    @contextmanager
+    def called(self) -> Iterator[None]:
+        """Let the model be called inside: of a stored one, each block is read as it is called, and left again."""
+        with self.store.called(tree.blocks(self.model), self._device()) if self.store else nullcontext():
+            yield
+
+    def to_(self, device: torch.device) -> None:
+        """Move the model; blocks that stay on disk will be opened there."""
+        for parameter in self.model.parameters():
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
 
     def new_masks(self) -> MutableMapping[str, Tensor]:
         """Return the masks to add to, for `after(masks=...)`: this artifact's, until they are set.
@@ -129,6 +141,9 @@ class Artifact:
         }
         files.write_json(folder / CARD, card)
 
+    def _device(self) -> torch.device:
+        return self.model.get_input_embeddings().get_parameter("weight").device
+
     def _save_model(self, folder: Path) -> None:
         if self.store:
             store.save(self.model, self.store, folder)
@@ -137,6 +152,15 @@ class Artifact:
             state = {n: t for n, t in tree.stored_state(self.model).items() if n not in beside}
             self.model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD)
         disk.write(self.model, folder, self.tensor)
+
+    @staticmethod
+    def of(folder: Path, task: Task, *, stored: bool = False, changes: Path | None = None, **opening: Any) -> Artifact:
+        """Open a Hugging Face folder that need not be an artifact; as `load`, `opening` as in `loading.open_folder`."""
+        if stored:
+            model, tokenizer, kept = loading.open_stored(folder, task, changes=changes, **opening)
+            return Artifact(model=model, tokenizer=tokenizer, task=task, store=kept)
+        model, tokenizer = loading.open_folder(folder, task, **opening)
+        return Artifact(model=model, tokenizer=tokenizer, task=task)
 
     @staticmethod
     def load(
@@ -162,15 +186,11 @@ class Artifact:
         """
         card = read_card(folder)
         check(folder)
-        task, trust, kept = card["task"], trust_remote_code, None
-        if stored:
-            opened = loading.open_stored(folder, task, changes=changes, trust_remote_code=trust, dtype=dtype)
-            model, tokenizer, kept = opened
-        else:
-            model, tokenizer = loading.open_folder(folder, task, trust_remote_code=trust, dtype=dtype)
+        trust = trust_remote_code
+        opened = Artifact.of(folder, card["task"], stored=stored, changes=changes, trust_remote_code=trust, dtype=dtype)
         found = masks.StoredMasks(folder / MASKS, card["masks"]) if card["masks"] else {}
         lineage = tuple(Step(use=s["use"], settings=s["settings"], notes=tuple(s["notes"])) for s in card["lineage"])
-        return Artifact(model=model, tokenizer=tokenizer, task=task, masks=found, lineage=lineage, store=kept)
+        return dataclasses.replace(opened, masks=found, lineage=lineage)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

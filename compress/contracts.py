@@ -99,9 +99,10 @@ class Facts:
     vocabulary: int
     positions: int | None  # longest sequence the model takes; None = no limit of its own
     layout: tuple[BlockConfig, ...]  # the blocks, first to last
-    norm_first: bool = True  # whether a part's norm is read by that part alone, and so goes with it
     masks: Mapping[str, MaskFact] = field(default_factory=dict)
+    branches: Mapping[str, int] = field(default_factory=dict)  # block linears with a low-rank path: name -> rank
     trained: bool = False
+    stored: bool = False  # whether the weights of the blocks stay on disk
 
     @property
     def blocks(self) -> int:
@@ -171,6 +172,7 @@ class Exporter(ABC):
 
     Settings: ClassVar[type[Settings]] = Settings
     runtimes: ClassVar[tuple[str, ...]] = ()  # of `Target.runtime`, those that open what this writes
+    streams: ClassVar[bool] = False  # whether it works on weights left on disk
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

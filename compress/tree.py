@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from compress.branched import Branched
 from compress.contracts import BlockConfig, Facts, Task
 from compress.errors import BadSettings
-from compress.families import Family, family_of
+from compress.families import Family, families, family_of
 
 
 def family(model: PreTrainedModel) -> Family:
@@ -47,6 +49,11 @@ def layout(model: PreTrainedModel) -> tuple[BlockConfig, ...]:
     """Return the shape of every block, read from its linears; those of a transposed family must be linearised."""
     table = family(model)
     return tuple(_shape(block, table) for block in blocks(model).values())
+
+
+def ranks(model: PreTrainedModel) -> dict[str, int]:
+    """Return the ranks of the branches by the names of their linears, sorted."""
+    return {n: m.rank for n, m in sorted(block_linears(model).items()) if isinstance(m, Branched)}
 
 
 def norm_first(model: PreTrainedModel) -> bool:
@@ -136,6 +143,20 @@ def positions(model: PreTrainedModel) -> int | None:
     return rows - unused if rows is not None else None
 
 
+def held(facts: Facts) -> int:
+    """Return how many parameters are in memory at once: all, or of stored blocks the largest alone."""
+    if not facts.stored:
+        return facts.parameters
+    of_block: Counter[str] = Counter()
+    sizes = {**{n: out * inputs for n, (out, inputs) in facts.shapes.items()}, **facts.biases, **facts.norms}
+    stack = families()[facts.family].blocks
+    for name, size in sizes.items():
+        _, inside, rest = f".{name}".partition(f".{stack}.")
+        if inside:
+            of_block[rest.partition(".")[0]] += size
+    return facts.parameters - of_block.total() + max(of_block.values())
+
+
 def facts(model: PreTrainedModel, task: Task) -> Facts:
     """Return what is known of the model from its shapes alone; a model on `meta` will do."""
     found = head(model)
@@ -152,7 +173,7 @@ def facts(model: PreTrainedModel, task: Task) -> Facts:
         vocabulary=config.vocab_size,
         positions=positions(model),
         layout=layout(model),
-        norm_first=norm_first(model),
+        branches=ranks(model),
     )
 
 

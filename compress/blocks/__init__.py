@@ -9,8 +9,9 @@ too, one over the residual (BERT) still runs.
 from __future__ import annotations
 
 from compress.blocks.disk import branch_
-from compress.blocks.modules import Branch, Branched, NoAttention, NoOutput
+from compress.blocks.modules import NoAttention, NoOutput
 from compress.blocks.shapes import Cut, cut_masks, drop_, shape_, slice_
+from compress.branched import Branch, Branched
 from compress.contracts import BlockConfig
 from compress.tree import layout as of
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress import files, tensors, tree
-from compress.blocks.modules import Branch, Branched
 from compress.blocks.shapes import shape_
+from compress.branched import Branch, Branched
 from compress.contracts import BlockConfig
 from compress.errors import BadModel
 from compress.families import Family
@@ -56,14 +56,9 @@ class Shapes:
     ranks: Mapping[str, int]
 
 
-def ranks(model: PreTrainedModel) -> dict[str, int]:
-    """Return the ranks of the branches by the names of their linears, sorted."""
-    return {n: m.rank for n, m in sorted(tree.block_linears(model).items()) if isinstance(m, Branched)}
-
-
 def branch_tensors(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Return the parameters of all branches by name."""
-    return {f"{n}.{part}": model.get_parameter(f"{n}.{part}") for n in ranks(model) for part in ("a", "b")}
+    return {f"{n}.{part}": model.get_parameter(f"{n}.{part}") for n in tree.ranks(model) for part in ("a", "b")}
 
 
 def branch_(model: PreTrainedModel, given: Mapping[str, Branch]) -> None:
@@ -87,7 +82,7 @@ def write(model: PreTrainedModel, folder: Path, get: Callable[[str], Tensor]) ->
         folder: where.
         get: returns a parameter of the model by name.
     """
-    config, layout, found = files.read_json(folder / CONFIG), tree.layout(model), ranks(model)
+    config, layout, found = files.read_json(folder / CONFIG), tree.layout(model), tree.ranks(model)
     changes = None if found else _plain(model.config, tree.family(model), layout)
     if changes is None:
         own = {"model_type": MODEL_TYPE, "vocab_size": 0, "parent_type": config.pop("model_type"), "parent": config}

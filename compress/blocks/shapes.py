@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress import tree
-from compress.blocks.modules import Branched, NoAttention, NoOutput
+from compress.blocks.modules import NoAttention, NoOutput
+from compress.branched import Branched
 from compress.contracts import BlockConfig
 from compress.errors import BadModel
 from compress.families import Family
