@@ -119,20 +119,19 @@ def sweep(weight: Tensor, upper: Tensor, select: Select, stride: int, block: int
     return work, mask
 
 
-def towards(weight: Tensor, gram: Tensor, cross: Tensor, hessian: Tensor) -> Tensor:
+def towards(weight: Tensor, gram: Tensor, cross: Tensor, upper: Tensor) -> Tensor:
     """Return the weight `[out, in]` whose outputs on today's inputs come nearest to the dense outputs.
 
-    With C = mean of x_dense x_now^T and damped H: `W + W (C - H) H_damped^-1`, which least squares with a penalty on
-    what differs from W gives.
+    Least squares with a penalty on what differs from W, as damping is one: `W + W (X - H) C^T C`, with
+    X = mean of x_dense x_now^T.
 
     Args:
         weight: W `[out, in]`.
-        gram: H of today's inputs `[in, in]`.
-        cross: C `[in, in]`.
-        hessian: the damped H.
+        gram: H of today's inputs `[in, in]`, not damped.
+        cross: X `[in, in]`.
+        upper: C of the damped H.
     """
-    lower = torch.linalg.cholesky(hessian.double())
-    return weight + torch.cholesky_solve((weight @ (cross - gram)).double().T, lower).T.to(weight.dtype)
+    return weight + weight @ (cross - gram) @ upper.T @ upper
 
 
 def error(weight: Tensor, target: Tensor, hessian: Tensor) -> Tensor:

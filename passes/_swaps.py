@@ -40,7 +40,9 @@ def swaps(
     """
     group = group or weight.shape[1]
     weight, mask = weight.clone(), mask.clone()
-    for active in torch.arange(len(weight), device=weight.device).split(max(1, _CELLS // (weight.shape[1] * group))):
+    rows = torch.arange(len(weight), device=weight.device)
+    for part in torch.split(rows, max(1, _CELLS // (weight.shape[1] * group))):
+        active = part
         for _ in range(cycles):
             lacks = target[active] - weight[active]
             own = None if values is None else values[active]

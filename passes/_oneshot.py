@@ -1,0 +1,243 @@
+"""Pruning in one walk over the blocks: what the passes share that choose masks from what each linear reads.
+
+A pass makes attempts at each linear, plain zeroing first; the last is what was asked for, and where an earlier one is
+nearer to the old outputs on held-out windows, that one stays and a note says so.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import DataUse, Estimate, Facts, Pass
+from compress.errors import BadModel, BadSettings
+from passes import _densities, _pruned, _swaps
+from passes._journal import Journal
+from passes._layerwise import Inputs, Layer, LayerwiseSettings, error, walk_
+from passes._masks import Rule, Scope
+from passes._pruned import Readable
+
+_TOKENS = 64 * 1024  # of the calibration that estimates count with
+
+
+class OneshotSettings(LayerwiseSettings):
+    """Settings of a pass that prunes in one walk."""
+
+    densities: Literal["uniform", "owl"] = Field(
+        "uniform", description="every block as sparse as every other, or the denser the more outliers it has"
+    )
+    owl_lambda: float = Field(0.08, gt=0, lt=0.5, description="with 'owl': half of what densities may lie apart")
+    owl_threshold: float = Field(5.0, gt=0, description="with 'owl': times the mean score, from which on is an outlier")
+    refine: Literal["none", "swaps"] = Field(
+        "none", description="whether kept and pruned weights of a row change places while that lowers its error"
+    )
+    refine_cycles: int = Field(50, ge=1, description="with 'swaps': most swaps of a row")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One linear to prune: what it reads, what is asked, and what an earlier mask kept."""
+
+    layer: Layer
+    rule: Rule
+    old: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as it is, float32 `[out, in]`."""
+        return self.layer.linear.weight.detach().float()
+
+    def mask(self, score: Tensor) -> Tensor:
+        """Return the mask that the rule makes of scores."""
+        name = self.layer.name
+        return self.rule.masks({name: score}, {name: self.old})[name]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a linear may become: float32 `[out, in]`, zero where its mask prunes."""
+
+    what: str
+    weight: Tensor
+    mask: Tensor
+
+
+class Oneshot(Pass):
+    """Choose masks block by block from what the linears read."""
+
+    uses = frozenset[DataUse]({"calibration"})
+    streams = True
+    updates = False  # whether weights that stay get other values
+    settings: OneshotSettings
+
+    @property
+    @abstractmethod
+    def scope(self) -> Scope:
+        """What the sparsity is of when the pattern is unstructured."""
+
+    @abstractmethod
+    def attempts(self, inputs: Inputs, tasks: Sequence[Task], note: Callable[[str], None]) -> Iterator[list[Attempt]]:
+        """Yield of each task in turn what its linear may become; all tasks read the same inputs.
+
+        Args:
+            inputs: with `gram` where the pass or swaps need it.
+            tasks: one or more.
+            note: keeps a note of what had to be done otherwise.
+        """
+
+    @property
+    def gram(self) -> bool:
+        """Whether products between inputs are needed."""
+        return self.settings.refine == "swaps" or self.updates
+
+    @property
+    def rule(self) -> Rule:
+        """What is asked of the masks; with 'owl' the mean of what is asked."""
+        given = self.settings
+        fixed = given.pattern != "unstructured" and "scope" not in given.model_fields_set
+        return Rule.of(given, "matrix" if fixed else self.scope)
+
+    def plan(self, facts: Facts) -> Facts:
+        """Return the facts with the masks to come.
+
+        Raises:
+            BadSettings: the patterns choose nothing, no such mask can be made of the chosen linears, or settings
+                contradict each other.
+        """
+        given, rule = self.settings, self.rule
+        if given.densities == "owl" and rule.pattern.group:
+            what = f"{rule.pattern} makes every block alike"
+            raise BadSettings(f"{what}, got 'owl'; use an unstructured pattern", key="densities")
+        if given.reference == "dense" and not self.updates:
+            what = "only a pass that changes the weights that stay can aim at the dense model's outputs"
+            raise BadSettings(f"{what}, got 'dense'; use sparsegpt or leave it out", key="reference")
+        for key, used in (("owl_", given.densities == "owl"), ("refine_cycles", given.refine == "swaps")):
+            for name in sorted(n for n in given.model_fields_set if n.startswith(key) and not used):
+                needs = "densities 'owl'" if key == "owl_" else "refine 'swaps'"
+                raise BadSettings(f"only with {needs}, got {getattr(given, name):g}; leave it out", key=name)
+        names = self._chosen(facts.shapes)
+        for name in names:
+            rows, inputs = facts.shapes[name]
+            size = inputs if rule.scope == "row" else rows * inputs
+            if not rule.pattern.group and round(rule.sparsity * size) == size:
+                raise BadSettings(f"leaves no weight of {name}, got {rule.sparsity:g}; ask for less", key="sparsity")
+        return rule.plan(facts, names)
+
+    def estimate(self, facts: Facts) -> Estimate:
+        """Return the cost: the model, what one linear's inputs and weight need, and two forwards of the calibration.
+
+        The calibration is counted with 64 Ki tokens, and a core with 3e10 products a second.
+        """
+        shapes = [facts.shapes[n] for n in self._chosen(facts.shapes)]
+        model, weights = 4 * facts.parameters, sum(map(math.prod, shapes))
+        widest, largest = max(i for _, i in shapes), max(map(math.prod, shapes))
+        hidden = 4 * _TOKENS * min(i for _, i in shapes) * (2 if self.settings.reference == "dense" else 1)
+        grams = sum(i * i for _, i in shapes) if self.gram else 0
+        work = 2 * _TOKENS * (2 * weights + grams)
+        if self.updates:
+            work += sum(i * i * (i + 2 * o) for o, i in shapes)
+        if self.settings.refine == "swaps":
+            work += sum(o * i * i for o, i in shapes) * self.settings.refine_cycles
+        return Estimate(
+            peak_mib=(model + hidden + 24 * largest + (16 * widest**2 if self.gram else 0)) / 2**20,
+            disk_mib=(2 * model + weights / 8 + 2 * hidden) / 2**20,
+            seconds=work / 3e10 + model / 1e9,
+        )
+
+    def prune(self, artifact: Artifact, context: Context) -> Artifact:
+        """Return the artifact pruned; what was found of finished blocks is kept for whoever resumes."""
+        names, given, rule = self._chosen(tree.block_linears(artifact.model)), self.settings, self.rule
+        rules = dict.fromkeys(names, rule)
+        if given.densities == "owl":
+            squares = _densities.squares(artifact, names, given, context)
+            rules = _densities.rules(artifact, rule, squares, width=given.owl_lambda, threshold=given.owl_threshold)
+        journal = Journal(context.folder / "journal.json")
+
+        def change_(layers: Sequence[Layer]) -> dict[str, Tensor]:
+            made = dict[str, Tensor]()
+            for _, together in groupby(layers, key=lambda layer: id(layer.inputs)):
+                tasks = [Task(la, rules[la.name], _old(artifact.masks, la)) for la in together]
+                made |= self._change_(tasks, journal)
+            journal.save()
+            return made
+
+        masks = walk_(artifact, names, given, context, change_, gram=self.gram)
+        zeros, size = (sum(f(masks[n]) for n in names) for f in (lambda m: int((~m).sum()), Tensor.numel))
+        context.report.note(
+            f"pruned {zeros / size:.2%} of {len(names)} linears; {_pruned.share_of_model(artifact, masks)}"
+        )
+        if given.densities == "owl":
+            told = {n.rpartition(".")[0]: f"{r.sparsity:.3f}" for n, r in rules.items()}
+            context.report.record("sparsities", {n: r.sparsity for n, r in rules.items()})
+            context.report.note(f"sparsity of the blocks: {', '.join(dict.fromkeys(told.values()))}")
+        journal.tell(names, context.report)
+        return artifact.after(masks=masks)
+
+    def check(self, before: Readable, after: Artifact) -> None:
+        """Raise `BrokenPromise` unless counts, zeros and all that is left alone are as declared."""
+        names, rule = self._chosen(tree.block_linears(after.model)), self.rule
+        _pruned.check_masked(after, names)
+        if self.settings.densities == "owl":
+            _densities.check(rule, before.masks, {n: after.masks[n] for n in names})
+        else:
+            for name in names:
+                rule.check(before.masks, {name: after.masks[name]})
+        _pruned.check_rest(before, after, names, updates=self.updates)
+
+    def refined(self, weight: Tensor, mask: Tensor, task: Task) -> list[Attempt]:
+        """Return plain zeroing under a mask and, where asked for, under what swaps make of the mask."""
+        found = [Attempt("plain zeroing", weight.masked_fill(~mask, 0), mask)]
+        gram = task.layer.inputs.gram
+        if self.settings.refine == "swaps" and gram is not None:
+            better, kept = _swaps.swaps(
+                found[0].weight, mask, weight, gram, allowed=task.old, values=weight,
+                group=task.rule.pattern.group, cycles=self.settings.refine_cycles,
+            )  # fmt: skip
+            found.append(Attempt("swaps", better, kept))
+        return found
+
+    def _change_(self, tasks: Sequence[Task], journal: Journal) -> Iterable[tuple[str, Tensor]]:
+        """Make the attempts at linears that read the same, and leave the best of each in its place."""
+        inputs = tasks[0].layer.inputs
+        names = [task.layer.name for task in tasks]
+        for name in names:
+            journal.begin(name)
+        if not inputs.square.any():
+            journal.note(
+                names[0], f"{', '.join(names)}: nothing but zeros is read, so that nothing tells weights apart"
+            )
+        with torch.no_grad():
+            for task, found in zip(
+                tasks, self.attempts(inputs, tasks, lambda text: journal.note(names[0], text)), strict=True
+            ):
+                layer = task.layer
+                errors = [error(layer, attempt.weight) for attempt in found]
+                if not all(map(math.isfinite, errors)):
+                    raise BadModel(f"{layer.name}: its outputs on held-out windows are NaN or infinite once pruned")
+                best = min(range(len(found)), key=lambda i: (errors[i], -i))
+                journal.enter(layer.name, [a.what for a in found], errors, best)
+                if not found[best].mask.any():
+                    journal.note(layer.name, f"{layer.name}: nothing is left of it")
+                layer.linear.weight.copy_(found[best].weight)
+                yield layer.name, found[best].mask
+
+    def _chosen(self, names: Iterable[str]) -> list[str]:
+        return tree.select(list(names), self.settings.include, self.settings.exclude)
+
+
+def _old(masks: Mapping[str, Tensor], layer: Layer) -> Tensor:
+    weight = layer.linear.weight
+    if layer.name in masks:
+        return masks[layer.name].to(weight.device)
+    return torch.ones_like(weight, dtype=torch.bool)
