@@ -68,7 +68,7 @@ def windows(artifact: Artifact, batch: int, context: Context, what: str, *stream
             for stream in streams:
                 stream.enter(len(chunks), hidden)
             real = inputs["attention_mask"].bool()
-            chunks.append(Chunk(calls=_shared(calls, pool), real=real, held_out=held_out))
+            chunks.append(Chunk(calls=_shared(calls, pool, {}), real=real, held_out=held_out))
     return chunks
 
 
@@ -113,18 +113,24 @@ def _doors(model: PreTrainedModel, doors: list[_Door]) -> Iterator[None]:
             tree.replace_(model, name, block)
 
 
-def _shared(value: Any, pool: list[Tensor]) -> Any:
+def _shared(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
     """Return the same with each tensor replaced by an equal one of the pool, where new ones go: masks and tables recur.
 
-    What blocks are called with is the same for most blocks and for most windows of one length.
+    What blocks are called with is the same for most blocks, and for most windows of one length.
+
+    Args:
+        value: tensors, and whatever holds them.
+        pool: all tensors so far.
+        known: by identity, those of this value that were compared already.
     """
     if isinstance(value, Tensor):
-        for known in pool:
-            alike = (known.shape, known.dtype, known.device) == (value.shape, value.dtype, value.device)
-            if known is value or (alike and torch.equal(known, value)):
-                return known
-        pool.append(value)
-        return value
+        if id(value) not in known:
+            kind = (value.shape, value.dtype, value.device)
+            alike = (t for t in pool if (t.shape, t.dtype, t.device) == kind and torch.equal(t, value))
+            known[id(value)] = next(alike, value)
+            if known[id(value)] is value:
+                pool.append(value)
+        return known[id(value)]
     if isinstance(value, tuple | list):
-        return type(value)(_shared(v, pool) for v in value)
-    return {k: _shared(v, pool) for k, v in value.items()} if isinstance(value, dict) else value
+        return type(value)(_shared(v, pool, known) for v in value)
+    return {k: _shared(v, pool, known) for k, v in value.items()} if isinstance(value, dict) else value

@@ -76,6 +76,9 @@ def reads(block: nn.Module, layers: Sequence[nn.Module], hidden: Tensor, chunk: 
         hidden: what the block reads.
         chunk: the windows.
         index: the block's number.
+
+    Raises:
+        BadModel: one of them is not called.
     """
     seen: dict[nn.Module, Tensor] = {}
 
@@ -92,7 +95,7 @@ def reads(block: nn.Module, layers: Sequence[nn.Module], hidden: Tensor, chunk: 
     finally:
         for hook in hooks:
             hook.remove()
-    raise BadModel("a block does not call its linears in the same way for every window")
+    raise BadModel(f"block {index}: does not call the same linears for every window")
 
 
 class _Reached(Exception):

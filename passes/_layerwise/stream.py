@@ -50,7 +50,9 @@ class Stream:
         """Return a chunk's hidden states, [batch, tokens, hidden]."""
         if chunk in self._memory:
             return self._memory[chunk]
-        return tensors.places(self._path(chunk))["hidden"].read().to(self._device)
+        hidden = tensors.places(self._path(chunk))["hidden"].read().to(self._device)
+        self._hold(chunk, hidden)
+        return hidden
 
     def put(self, chunk: int, block: int, hidden: Tensor) -> None:
         """Put a chunk at the door of a block and forget what it was."""
@@ -61,6 +63,9 @@ class Stream:
         tensors.write(self._path(chunk), {"hidden": layout}, lambda _: hidden)
         if old:
             old.unlink()
+        self._hold(chunk, hidden)
+
+    def _hold(self, chunk: int, hidden: Tensor) -> None:
         if sum(h.nbytes for h in self._memory.values()) + hidden.nbytes <= MEMORY:
             self._memory[chunk] = hidden
 
