@@ -19,11 +19,12 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from compress import tree
-from compress.errors import CompressError
+from compress.contracts import Facts
+from compress.errors import BadSettings, CompressError
 from passes._adapter.adapter import Adapter, initial
 from passes._adapter.expression import FORMS, Form, linear, weight_of
 
-__all__ = ["FORMS", "Adapter", "Form", "attach_", "initial", "linear", "merge_", "trained", "weight_of"]
+__all__ = ["FORMS", "Adapter", "Form", "attach_", "check_plain", "initial", "linear", "merge_", "trained", "weight_of"]
 
 
 def attach_(
@@ -48,6 +49,13 @@ def attach_(
         adapters[name] = Adapter(layer, masks.get(name), form=form, rank=rank, scale=scale, seed=own, support=support)
         tree.replace_(model, name, adapters[name])
     return adapters
+
+
+def check_plain(facts: Facts, names: Iterable[str]) -> None:
+    """Raise `BadSettings` for a linear that has a low-rank branch, beside which nothing else can be trained."""
+    if branched := [n for n in names if n in facts.branches]:
+        what = f"{branched[0]} has a low-rank branch from an earlier pass, and only plain linears are trained"
+        raise BadSettings(f"{what}; exclude it", key="exclude")
 
 
 def trained(adapters: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:

@@ -49,8 +49,13 @@ class Dsee(Pass):
             BadSettings: nothing to update or to train, more than a linear can hold, a mask that cannot be made, or a
                 task without a loss.
         """
-        chosen = choose(self.settings, facts)
-        return chosen.rule.plan(facts, chosen.pruned).after(trained=True)
+        given, chosen = self.settings, choose(self.settings, facts)
+        facts = chosen.rule.plan(facts, chosen.pruned).after(trained=True)
+        if given.merge == "inside":
+            return facts
+        made = given.rank * sum(sum(facts.shapes[n]) for n in chosen.updated)
+        branches = dict.fromkeys(chosen.updated, given.rank)
+        return facts.after(branches={**facts.branches, **branches}, parameters=facts.parameters + made)
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost of both stages."""

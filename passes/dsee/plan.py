@@ -8,6 +8,7 @@ from compress import tree
 from compress.contracts import Facts
 from compress.errors import BadSettings
 from compress.families import families
+from passes import _adapter
 from passes._masks import Rule
 from passes.dsee.settings import DseeSettings
 
@@ -45,6 +46,7 @@ def choose(settings: DseeSettings, facts: Facts) -> Chosen:
     updated = pruned if settings.linears == "all" else [n for n in pruned if _is_qv(n, facts)]
     if not updated:
         raise BadSettings("no query or value is among the chosen linears, got 'qv'; 'all' would do", key="linears")
+    _adapter.check_plain(facts, updated)
     for name in updated:
         out, inputs = facts.shapes[name]
         if settings.rank > min(out, inputs):

@@ -75,6 +75,7 @@ def choose(settings: PerpSettings, facts: Facts) -> Chosen:
     if not form and (settings.include or settings.exclude):
         key = "include" if settings.include else "exclude"
         raise BadSettings(f"chooses the linears of a low-rank form, and {list(wanted)} has none", key=key)
+    _adapter.check_plain(facts, linears)
     for name in linears:
         if settings.rank > min(facts.shapes[name]):
             raise BadSettings(

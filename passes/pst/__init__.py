@@ -36,7 +36,7 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BadSettings, BrokenPromise
-from passes import _keeping
+from passes import _adapter, _keeping
 from passes._masks import Rule, sparsity_of
 from passes._train import cost
 from passes.pst.settings import PstSettings
@@ -67,6 +67,7 @@ class Pst(Pass):
             what = f"must be <= {1 - given.prune_warmup:g}, what prune_warmup leaves, got {given.prune_cooldown:g}"
             raise BadSettings(f"{what}; lower one of them", key="prune_cooldown")
         names = self._chosen(facts)
+        _adapter.check_plain(facts, names)
         for name in names:
             for key in ("rank", "score_rank"):
                 if (rank := getattr(given, key)) > min(facts.shapes[name]):

@@ -13,6 +13,7 @@ from compress import tree
 from compress.contracts import Facts
 from compress.errors import BadSettings
 from compress.families import families
+from passes import _adapter
 from passes._train import classifier, norms_of
 from passes.recover.settings import FILLING, KEEPING, ONLY_WITH, RANKED, RecoverSettings
 
@@ -62,6 +63,9 @@ def choose(settings: RecoverSettings, facts: Facts) -> Chosen:
         if key in settings.model_fields_set and method not in methods:
             wanted = " or ".join(repr(m) for m in methods)
             raise BadSettings(f"only with method {wanted}, got method {method!r}; leave it out", key=key)
+    if "probes" in settings.model_fields_set and settings.support != "squared-gradients":
+        what = f"only with support 'squared-gradients', got {settings.support!r}"
+        raise BadSettings(f"{what}; leave it out", key="probes")
     if facts.task == "embedding":
         raise BadSettings("an embedding model has no loss of its own to train with; leave recover out", key="use")
     linears = _linears(settings, facts)
@@ -102,7 +106,9 @@ def _linears(settings: RecoverSettings, facts: Facts) -> list[str]:
 
 
 def _check(settings: RecoverSettings, facts: Facts, linears: Sequence[str]) -> None:
-    """Raise `BadSettings` where the method does not fit the masks or the shapes of its linears."""
+    """Raise `BadSettings` where the method does not fit the masks, the branches or the shapes of its linears."""
+    if settings.method != "full":
+        _adapter.check_plain(facts, linears)
     method, masked = settings.method, [n for n in linears if n in facts.masks]
     if method in FILLING and masked:
         what = f"{method!r} fills the zeros of {len(masked)} pruned linears, {masked[0]} the first"

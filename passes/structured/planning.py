@@ -153,14 +153,16 @@ def _with(facts: Facts, layout: tuple[BlockConfig, ...]) -> Facts:
     biases = {n: rows.get(n, size) for n, size in facts.biases.items() if _place(facts, n)[0] < len(layout)}
     norms = {n: size for n, size in facts.norms.items() if _place(facts, n)[0] < len(layout)}
     masks = {n: mask for n, mask in facts.masks.items() if n in shapes}
-    made = facts.after(shapes=shapes, biases=biases, norms=norms, layout=layout, masks=masks)
+    branches = {n: rank for n, rank in facts.branches.items() if n in shapes}
+    made = facts.after(shapes=shapes, biases=biases, norms=norms, layout=layout, masks=masks, branches=branches)
     return made.after(parameters=facts.parameters - _counted(facts) + _counted(made))
 
 
 def _counted(facts: Facts) -> int:
-    """Return how many parameters the linears of the blocks, all biases and all norms have."""
+    """Return how many parameters the linears of the blocks, their branches, all biases and all norms have."""
     linears = sum(out * inputs for out, inputs in facts.shapes.values())
-    return linears + sum(facts.biases.values()) + sum(facts.norms.values())
+    branches = sum(rank * sum(facts.shapes[n]) for n, rank in facts.branches.items())
+    return linears + branches + sum(facts.biases.values()) + sum(facts.norms.values())
 
 
 def _shape(facts: Facts, name: str, layout: tuple[BlockConfig, ...]) -> tuple[int, int]:

@@ -471,6 +471,19 @@ def test_facts_afterwards(bench: Maker) -> None:
     assert after.trained
     assert set(after.masks) == {n for n in facts.shapes if "self_attn" in n}
     assert set(after.masks.values()) == {MaskFact("2:4", 0.5)}
+    assert (after.branches, after.parameters) == ({}, facts.parameters)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_facts_count_branches_and_no_second_update_takes_their_linears(kind: str, bench: Maker) -> None:
+    b, plugin = bench(kind), dsee(merge="branch")
+    planned = plugin.plan(b.facts())
+    found = tree.facts(b.run(merge="branch").model, b.before.task)
+    assert found.after(masks=planned.masks, trained=True) == planned
+    assert planned.branches == dict.fromkeys(qv(b.before), 4)
+    with pytest.raises(BadSettings, match="has a low-rank branch") as caught:
+        plugin.plan(planned)
+    assert caught.value.key == "exclude"
 
 
 @pytest.mark.parametrize(
