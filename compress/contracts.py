@@ -102,6 +102,7 @@ class Facts:
     masks: Mapping[str, MaskFact] = field(default_factory=dict)
     branches: Mapping[str, int] = field(default_factory=dict)  # block linears with a low-rank path: name -> rank
     trained: bool = False
+    dropped: int = 0  # how many blocks of the dense parent are gone
     stored: bool = False  # whether the weights of the blocks stay on disk
 
     @property

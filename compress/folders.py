@@ -56,11 +56,14 @@ def show(path: Path | str) -> dict[str, Any]:
         case "artifact":
             card = files.read_json(path / "compress.json")
             about |= {"task": card["task"], "lineage": card["lineage"], **_sparsity(path, card["masks"])}
+            about |= _shapes(files.read_json(path / "config.json"))
         case "engine":
             about |= files.read_json(path / "engine.json")
         case "model":
             config = files.read_json(path / "config.json")
-            about |= {k: config.get(k) for k in ("model_type", "architectures", "dtype")}
+            about |= _shapes(config)
+            parent = config.get("parent", {}) | {"model_type": config.get("parent_type")}  # where blocks differ
+            about |= {k: parent.get(k) or config.get(k) for k in ("model_type", "architectures", "dtype")}
     if (path / "measured.json").exists():
         measured = files.read_json(path / "measured.json")
         if isinstance(measured.get("parity"), dict):  # an engine exported outside a run
@@ -86,13 +89,15 @@ def lines(about: Mapping[str, Any], indent: str = "", steps: int | None = None) 
             return [f"{head}, {state}", *(line for part in parts for line in part)]
         case "artifact":
             lineage = about["lineage"][-steps:] if steps else about["lineage"]
-            return [head, *(line for step in lineage for line in _step_lines(step, inner)), *_mask_lines(about, inner)]
+            told = [line for step in lineage for line in _step_lines(step, inner)]
+            return [head, *told, *_mask_lines(about, inner), *_shape_lines(about, inner)]
         case "engine":
             uses = " -> ".join(step["use"] for step in about["lineage"])
             told = [*_key_lines(about, _OF_ENGINES, inner), *_measured_lines(about, inner)]
             return [head, f"{inner}{uses} -> {about['exporter']}", *told]
         case _:
-            return [head, *_key_lines(about, ("model_type", "architectures", "dtype"), inner)]
+            told = _key_lines(about, ("model_type", "architectures", "dtype"), inner)
+            return [head, *told, *_shape_lines(about, inner)]
 
 
 def _step_lines(step: Mapping[str, Any], indent: str) -> list[str]:
@@ -107,6 +112,20 @@ def _mask_lines(about: Mapping[str, Any], indent: str) -> list[str]:
         return []
     total = f"{about['sparsity_of_masked']:.2%} zeros under them"
     return [f"{indent}{len(shares)} masks: {total}, {min(shares):.2%} to {max(shares):.2%} per layer"]
+
+
+def _shape_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    """Return a line for each run of equal blocks, and one for the branches."""
+    runs: list[tuple[int, int, str]] = []
+    for index, block in enumerate(about.get("blocks", [])):
+        attention = "{heads} heads of {head_dim} on {kv_heads} of keys".format(**block) if block["heads"] else ""
+        what = f"{attention or 'no attention'}, {block['ffn'] or 'no'} neurons"
+        first = runs.pop()[0] if runs and runs[-1][2] == what else index
+        runs.append((first, index, what))
+    told = [f"{indent}block {a}: {t}" if a == b else f"{indent}blocks {a} to {b}: {t}" for a, b, t in runs]
+    if ranks := about.get("branches", {}).values():
+        told.append(f"{indent}{len(ranks)} branches, rank {min(ranks)} to {max(ranks)}")
+    return told
 
 
 def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:
@@ -129,6 +148,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return blocks and branches of a `config.json` that tells them, as one does whose blocks differ."""
+    return {k: config[k] for k in ("blocks", "branches")} if config.get("model_type") == "compress" else {}
 
 
 def _sparsity(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
@@ -211,5 +235,4 @@ def _opened(source: Path | str, task: Task, trust_remote_code: bool) -> Any:
 
     if (Path(source) / "compress.json").exists():
         return Artifact.load(Path(source), trust_remote_code=trust_remote_code)
-    model, tokenizer = loading.open_source(str(source), task, trust_remote_code=trust_remote_code)
-    return Artifact(model=model, tokenizer=tokenizer, task=task)
+    return Artifact.of(loading.locate(str(source)), task, trust_remote_code=trust_remote_code)

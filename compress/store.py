@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,22 +49,41 @@ class Store:
         return found.t().contiguous() if name in self._transposed else found
 
     @contextmanager
-    def opened(self, name: str, block: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-        """Yield the block with its weights on a device; when it ends well, what changed is kept.
+    def opened(self, name: str, block: nn.Module, device: torch.device, *, keep: bool = True) -> Iterator[nn.Module]:
+        """Yield the block with its weights on a device; when it ends well, what changed is kept, if wanted.
 
         A block that is open already is yielded as it is.
         """
-        if not any(p.is_meta for p in block.parameters()):
+        hollow = dict(block.named_parameters())
+        if not any(p.is_meta for p in hollow.values()):
             yield block
             return
-        for inner, parameter in list(block.named_parameters()):
-            _set_(block, inner, self.read(f"{name}.{inner}", parameter.dtype).to(device), parameter.requires_grad)
         try:
+            with torch.inference_mode(mode=False):
+                for inner, like in hollow.items():
+                    weight = self.read(f"{name}.{inner}", like.dtype).to(device)
+                    _put_(block, inner, nn.Parameter(weight, requires_grad=like.requires_grad))
             yield block
-            self._keep(name, block)
+            if keep:
+                self._keep(name, block)
         finally:
-            for inner, parameter in list(block.named_parameters()):
-                _set_(block, inner, torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+            for inner, like in hollow.items():
+                _put_(block, inner, like)
+
+    @contextmanager
+    def called(self, blocks: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
+        """Let the blocks be called inside: each is read as it is called, and left again without a look at changes."""
+        with ExitStack() as stack:
+            for name, block in blocks.items():
+                opened = stack.enter_context(ExitStack())
+                enter = partial(self._enter, opened, name, device)
+                stack.callback(block.register_forward_pre_hook(enter).remove)
+                leave = block.register_forward_hook(partial(_leave, opened), always_call=True)
+                stack.callback(leave.remove)
+            yield
+
+    def _enter(self, opened: ExitStack, name: str, device: torch.device, block: nn.Module, _: object) -> None:
+        opened.enter_context(self.opened(name, block, device, keep=False))
 
     def write(self, path: Path, layouts: Mapping[str, Layout]) -> None:
         """Lay a file at `path` with these tensors, as the architecture lays them out and in these dtypes.
@@ -118,8 +138,12 @@ def _shard(index: int, count: int) -> str:
     return f"model-{index:05d}-of-{count:05d}.safetensors"
 
 
-def _set_(block: nn.Module, name: str, tensor: Tensor, requires_grad: bool) -> None:
-    tree.replace_(block, name, nn.Parameter(tensor, requires_grad=requires_grad))  # type: ignore[arg-type]
+def _put_(block: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    tree.replace_(block, name, parameter)  # type: ignore[arg-type]
+
+
+def _leave(opened: ExitStack, *_: object) -> None:
+    opened.close()
 
 
 def _link(source: Path, path: Path) -> None:

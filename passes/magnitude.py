@@ -66,9 +66,9 @@ class Magnitude(Pass):
         """Return the cost: the model and the scores, with their selection, of one linear (or of all, globally)."""
         sizes = [math.prod(facts.shapes[n]) for n in self._chosen(list(facts.shapes))]
         scored = sum(sizes) if self.settings.scope == "global" else max(sizes)
-        model = 4 * facts.parameters
+        model, masks = 4 * facts.parameters, 0 if facts.stored else sum(sizes)
         return Estimate(
-            peak_mib=(model + sum(sizes) + 30 * scored) / 2**20,
+            peak_mib=(4 * tree.held(facts) + masks + 30 * scored) / 2**20,
             disk_mib=(model + sum(sizes) / 8) / 2**20,
             seconds=sum(sizes) / 2e7 + model / 1e9,
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from compress.contracts import Engine
 from compress.evaluate.result import Kind
 
 Batch = Mapping[str, Any]
+Calling = Callable[[], AbstractContextManager[None]]
 
 
 class Scorer(ABC):
@@ -47,15 +48,16 @@ class ModelScorer(Scorer):
     Args:
         model: the model, with the head of its task.
         kind: `artifact` when it came from one.
+        calling: entered around every call of the model.
     """
 
-    def __init__(self, model: PreTrainedModel, kind: Kind = "model") -> None:
-        self.model, self.kind = model, kind
+    def __init__(self, model: PreTrainedModel, kind: Kind = "model", calling: Calling = nullcontext) -> None:
+        self.model, self.kind, self._calling = model, kind, calling
         self.positions = tree.positions(model)
 
     def logits(self, batch: Batch) -> Tensor:
         """Run the causal model without a cache."""
-        with _evaluating(self.model):
+        with _evaluating(self.model), self._calling():
             given = self._given(batch)
             logits: Tensor = self.model(
                 **given, position_ids=_positions(given["attention_mask"]), use_cache=False
@@ -69,7 +71,7 @@ class ModelScorer(Scorer):
         a text may hold too.
         """
         causal = tree.family(self.model).decoder
-        with _evaluating(self.model):
+        with _evaluating(self.model), self._calling():
             given = self._given(batch)
             mask = given["attention_mask"]
             if not (pooled or causal):
@@ -126,7 +128,7 @@ def scorer_of(subject: Subject) -> Scorer:
     if isinstance(subject, Engine):
         return EngineScorer(subject)
     if isinstance(subject, Artifact):
-        return ModelScorer(subject.model, "artifact")
+        return ModelScorer(subject.model, "artifact", subject.called)
     return ModelScorer(subject)
 
 

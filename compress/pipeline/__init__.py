@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import artifact as artifacts
-from compress import files, settings
+from compress import files, settings, tree
 from compress.artifact import Artifact
 from compress.contracts import Engine, Estimate, Exporter, Facts, Pass
 from compress.errors import BadModel, Interrupted, NoSpace
@@ -112,7 +112,7 @@ def plan(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None) -
     reached = runner.step_folder(1, "dense", runner.keys.model())
     size = 4 * facts[0].parameters / 2**20
     known = (reached / artifacts.CARD).exists()
-    dense = Estimate(peak_mib=size, disk_mib=size, seconds=size / 500)
+    dense = Estimate(peak_mib=4 * tree.held(facts[0]) / 2**20, disk_mib=size, seconds=size / 500)
     steps = [PlannedStep(index=1, name="dense", use="model", cached=known, estimate=dense)]
     for index, (entry, before) in enumerate(zip(opened.passes, facts, strict=False), start=2):
         assert isinstance(entry.plugin, Pass)

@@ -13,7 +13,6 @@ from typing import Any
 
 from compress import artifact as artifacts
 from compress import files, measure
-from compress.artifact import Artifact
 from compress.contracts import Target
 from compress.evaluate import Evaluation, compare, evaluate_source
 from compress.pipeline.code import code_digest
@@ -40,14 +39,13 @@ def quality(runner: Runner, dense: Done, last: Done, engines: Mapping[str, Path]
 
     def make() -> dict[str, Any]:
         runner.context("quality", {})  # seeds and threads
-        trust = runner.pipeline.model.trust_remote_code
-        parent = Artifact.load(dense.folder, trust_remote_code=trust)
+        parent = runner.open(dense.folder)
         tokenizer, task, seed = parent.tokenizer, parent.task, runner.pipeline.run.seed
         ask = partial(evaluate_source, source=source, tokenizer=tokenizer, report=runner.console, seed=seed)
         if last.folder == dense.folder and task != "embedding":  # an embedding is good as far as it is the parent's
             child = ask(parent)
         else:
-            child = ask(Artifact.load(last.folder, trust_remote_code=trust), parent=parent)
+            child = ask(runner.open(last.folder), parent=parent)
         found: dict[str, Any] = {"compressed": child.to_dict(), "engines": {}}
         for name, folder in shipped.items():
             engine = runner.engines.open(folder)

@@ -38,13 +38,14 @@ class Keys:
         return {role: Source(s, cast(Role, role), task, seed, self._cache) for role, s in data}
 
     def surroundings(self, *libraries: str) -> dict[str, Any]:
-        """Return what every key holds beside its own ingredients: seed, versions, device, dtype, threads."""
+        """Return what every key holds beside its own ingredients: seed, versions, device, dtype, threads, weights."""
         return {
             "seed": self.pipeline.run.seed,
             "versions": {n: _version(n) for n in (*_LIBRARIES, *libraries)},
             "device": self.pipeline.compute.device,
             "dtype": self.pipeline.compute.dtype,
             "threads": self.threads,
+            "weights": self.pipeline.compute.weights,
         }
 
     def model(self) -> str:

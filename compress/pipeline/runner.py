@@ -57,10 +57,16 @@ class Runner:
         self.done: list[Done] = []
         self.count = 1 + len(pipeline.passes)
         self.engines = Engines()
+        self.stored = pipeline.compute.weights == "disk"
 
     def step_folder(self, index: int, name: str, key: str) -> Path:
         """Return where the step of this key is, or will be."""
         return self.folder / "steps" / f"{index:02d}-{name}-{key[:12]}"
+
+    def open(self, folder: Path, changes: Path | None = None) -> Artifact:
+        """Open an artifact; its blocks stay on disk where the pipeline wants them there, and go to `changes`."""
+        trust = self.pipeline.model.trust_remote_code
+        return Artifact.load(folder, stored=self.stored, changes=changes, trust_remote_code=trust)
 
     # -- artifacts ----------------------------------------------------------------------------------------------
 
@@ -69,15 +75,9 @@ class Runner:
         model, key = self.pipeline.model, self.keys.model()
 
         def make(context: Context) -> Artifact:
-            opened, tokenizer = loading.open_source(
-                model.source,
-                model.task,
-                revision=model.revision,
-                trust_remote_code=model.trust_remote_code,
-                dtype=context.dtype,
-                labels=model.labels,
-            )
-            return Artifact(model=opened, tokenizer=tokenizer, task=model.task)
+            folder, trust = loading.locate(model.source, model.revision), model.trust_remote_code
+            opening: dict[str, Any] = {"trust_remote_code": trust, "dtype": context.dtype, "labels": model.labels}
+            return Artifact.of(folder, model.task, stored=self.stored, **opening)
 
         settings = {**model.model_dump(mode="json"), "digest": key}
         return self._artifact("model", "dense", key, settings, make, lambda _: None)
@@ -93,16 +93,14 @@ class Runner:
         """
         plugin = entry.plugin
         assert isinstance(plugin, Pass)
-        trust = self.pipeline.model.trust_remote_code
 
         def make(context: Context) -> Artifact:
-            given = Artifact.load(before.folder, trust_remote_code=trust)
-            given.model.to(context.device)  # type: ignore[arg-type]
+            given = self.open(before.folder, changes=context.folder / "blocks")
+            given.to_(context.device)
             return plugin.run(given, dataclasses.replace(context, facts=planned))
 
         def ensures(folder: Path) -> None:
-            was = Artifact.load(before.folder, trust_remote_code=trust)
-            now = Artifact.load(folder, trust_remote_code=trust)
+            was, now = self.open(before.folder), self.open(folder)
             if set(now.masks) != set(facts.masks):
                 raise BrokenPromise(f"{entry.name}: declared {len(facts.masks)} masks and left {len(now.masks)}")
             plugin.ensures(was, now)
@@ -170,7 +168,7 @@ class Runner:
         )
 
     def _parent(self) -> Artifact:
-        return Artifact.load(self.done[0].folder, trust_remote_code=self.pipeline.model.trust_remote_code)
+        return self.open(self.done[0].folder)
 
     # -- what leaves the house ----------------------------------------------------------------------------------
 
@@ -187,7 +185,7 @@ class Runner:
         else:
             started = time.monotonic()
             context = self.context(f"{name}-{key[:12]}", {})
-            given = Artifact.load(source.folder, trust_remote_code=self.pipeline.model.trust_remote_code)
+            given = self.open(source.folder)
             with files.atomic_folder(folder) as new:
                 if target is not None and exporter.runtimes:
                     self.engines.build(given, exporter, target, new, context)

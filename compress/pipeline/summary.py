@@ -148,15 +148,15 @@ def _step(done: Done) -> dict[str, Any]:
 
 def _layers(last: Done, facts: Facts, runner: Runner) -> list[dict[str, Any]]:
     trust = runner.pipeline.model.trust_remote_code
-    weights = tree.block_linears(Artifact.load(last.folder, trust_remote_code=trust).model)
+    opened = Artifact.load(last.folder, stored=True, trust_remote_code=trust)  # a weight at a time will do
     return [
         {
             "name": name,
             "shape": list(linear.weight.shape),
-            "sparsity": round(float((linear.weight == 0).float().mean()), 6),
+            "sparsity": round(float((opened.tensor(f"{name}.weight") == 0).float().mean()), 6),
             "pattern": facts.masks[name].pattern if name in facts.masks else None,
         }
-        for name, linear in weights.items()
+        for name, linear in tree.block_linears(opened.model).items()
     ]
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from pydantic import ValidationError
 
+from compress import registry
 from compress.contracts import Exporter, Facts, Pass, Target
 from compress.data.places import locate
 from compress.errors import BadSettings, UserFault
@@ -37,6 +38,9 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
     _judge_data(pipeline, start, faults)
     if start is None:
         return []
+    if pipeline.compute.weights == "disk":
+        start = start.after(stored=True)
+        _judge_streams(pipeline, faults)
     _judge_targets(pipeline, start, faults)
     facts = _fold(pipeline.passes, start, faults)
     if len(facts) > len(pipeline.passes):
@@ -50,6 +54,19 @@ def _judge_device(device: str, faults: Faults) -> None:
         if int(device.partition(":")[2] or 0) >= there:
             have = f"this machine has {there} of them" if there else "torch finds none here"
             faults.add(("compute", "device"), f"no such GPU{got(device)}; {have}, device = 'cpu' would do")
+
+
+def _judge_streams(pipeline: Pipeline, faults: Faults) -> None:
+    """Refuse what needs the whole model in memory, where its weights stay on disk."""
+    able = ", ".join(n for n in registry.names("passes") if registry.load("passes", n, Pass).streams)
+    for entry in pipeline.passes:
+        if not entry.plugin.streams:
+            what = "needs the whole model in memory, got weights = 'disk'; weights = 'memory' would do, or one of"
+            faults.add(("pass", entry.index - 1, "use"), f"{what} {able}", entry.use)
+    for entry in pipeline.exports:
+        if not entry.plugin.streams:
+            what = "needs the whole model in memory, got weights = 'disk'; [[export]] use = 'safetensors' would do"
+            faults.add(("export", entry.index - 1, "use"), what, entry.use)
 
 
 def _fold(passes: tuple[Entry, ...], start: Facts, faults: Faults) -> list[Facts]:

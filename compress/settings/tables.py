@@ -32,6 +32,9 @@ class ComputeSettings(Settings):
     device: str = Field("cpu", pattern=DEVICE, description="cpu, cuda or cuda:<number>")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the passes")
     threads: int | None = Field(None, ge=1, description="CPU threads; all cores unless given")
+    weights: Literal["memory", "disk"] = Field(
+        "memory", description="where weights stay; with 'disk' one block at a time is read, whatever the model's size"
+    )
 
 
 class ModelSettings(Settings):

@@ -198,7 +198,7 @@ def test_a_full_disk_is_a_fault_of_the_user(tiny: Tiny, tmp_path: Path, monkeypa
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(artifacts.masks, "write", full)
+    monkeypatch.setattr("compress.masks.write", full)
     with pytest.raises(NoSpace, match="free some"):
         saved(masked(tiny("llama")), tmp_path / "a")
 
