@@ -163,7 +163,7 @@ def _pulled(loss_of: Loss, adaptive: Adaptive) -> Loss:
 
     def pulled(number: int) -> Tensor:
         loss, penalty = loss_of(number), adaptive.penalty()
-        return loss + penalty - penalty.detach()
+        return loss + (penalty - penalty.detach())
 
     return pulled
 
