@@ -148,7 +148,9 @@ def held(facts: Facts) -> int:
     if not facts.stored:
         return facts.parameters
     of_block: Counter[str] = Counter()
-    sizes = {**{n: out * inputs for n, (out, inputs) in facts.shapes.items()}, **facts.biases, **facts.norms}
+    sizes: dict[str, int] = {n: out * inputs for n, (out, inputs) in facts.shapes.items()}
+    sizes |= {**facts.biases, **facts.norms}
+    sizes |= {f"{n}.branch": rank * sum(facts.shapes[n]) for n, rank in facts.branches.items()}
     stack = families()[facts.family].blocks
     for name, size in sizes.items():
         _, inside, rest = f".{name}".partition(f".{stack}.")

@@ -150,7 +150,7 @@ class Oneshot(Pass):
         if self.settings.refine == "swaps":
             work += sum(o * i * i for o, i in shapes) * self.settings.refine_cycles
         return Estimate(
-            peak_mib=(model + hidden + 24 * largest + (16 * widest**2 if self.gram else 0)) / 2**20,
+            peak_mib=(4 * tree.held(facts) + hidden + 24 * largest + (16 * widest**2 if self.gram else 0)) / 2**20,
             disk_mib=(2 * model + weights / 8 + 2 * hidden) / 2**20,
             seconds=work / 3e10 + model / 1e9,
         )

@@ -39,6 +39,10 @@ def _refused(folder: Path, task: Task = "causal-lm", **given: Any) -> str:
     with pytest.raises(BadModel) as caught:
         loading.open_source(str(folder), task, **given)
     assert "\n" not in str(caught.value)
+    with pytest.raises(BadModel) as streamed:
+        loading.open_stored(loading.locate(str(folder)), task, **given)
+    if "cannot be loaded (" not in str(caught.value):  # transformers' words, which only who calls it has
+        assert str(streamed.value) == str(caught.value)
     return str(caught.value)
 
 
