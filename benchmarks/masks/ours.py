@@ -28,7 +28,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ria": ("ria", {}),
     "ria + permute": ("ria", {"permute": True}),
     "sparsegpt": ("sparsegpt", {}),
-    "sparsegpt, plain": ("sparsegpt", {"update": "obs", "refine": "none", "sequential": "block", "targets": "sparse"}),
+    "sparsegpt, plain": (
+        "sparsegpt",
+        {"update": "obs", "refine": "none", "sequential": "block", "reference": "sparse"},
+    ),
 }
 
 
