@@ -49,7 +49,8 @@ class KeptMasks(MutableMapping[str, Tensor]):
         self._folder, self._inputs = folder, dict[str, int]()
 
     def __getitem__(self, name: str) -> Tensor:
-        return _unpacked(tensors.places(self._path(name))[name], self._inputs[name])
+        inputs = self._inputs[name]
+        return _unpacked(tensors.places(self._path(name))[name], inputs)
 
     def __setitem__(self, name: str, mask: Tensor) -> None:
         write(self._path(name), {name: mask}, {name: (mask.shape[0], mask.shape[1])})
