@@ -48,7 +48,7 @@ def plan(settings: StructuredSettings, facts: Facts) -> Plan:
 def shaped(settings: StructuredSettings, facts: Facts) -> Plan:
     """Return the same, be it that nothing changes."""
     _check(settings, facts)
-    left = _with(facts, facts.layout[: facts.blocks - settings.layers])
+    left = _with(facts, facts.layout[: facts.blocks - settings.layers]).after(dropped=facts.dropped + settings.layers)
     table, names = families()[facts.family], set(tree.select(list(left.shapes), settings.include, settings.exclude))
     readers = {"heads": _inside(left, table.qkvo[-1]), "neurons": _inside(left, table.down)}
     for key, found in readers.items():
@@ -77,7 +77,7 @@ def _check(settings: StructuredSettings, facts: Facts) -> None:
         key = "include" if settings.include else "exclude"
         raise BadSettings("names linears by block, and blocks move up; remove layers by a pass of their own", key=key)
     if settings.layers and any(_content(facts, i) != _content(facts, 0) for i in range(facts.blocks)):
-        what = "blocks have unlike shapes or masks, so what stays is not known before they are judged"
+        what = "blocks have unlike shapes, masks or branches, so what stays is not known before they are judged"
         raise BadSettings(f"{what}, got {settings.layers}; remove layers before that", key="layers")
     for key in ("heads", "neurons"):
         asked = getattr(settings, key)
@@ -194,6 +194,6 @@ def _inside(facts: Facts, inner: str) -> list[str]:
 
 
 def _content(facts: Facts, index: int) -> object:
-    """Return what a block's shape and masks are."""
-    masks = {_place(facts, n): mask for n, mask in facts.masks.items()}
-    return facts.layout[index], {inner: mask for (place, inner), mask in masks.items() if place == index}
+    """Return what a block's shape, masks and branches are."""
+    known = [(*_place(facts, n), found) for n, found in (*facts.masks.items(), *facts.branches.items())]
+    return facts.layout[index], [(inner, found) for place, inner, found in sorted(known, key=str) if place == index]

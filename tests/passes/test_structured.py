@@ -47,13 +47,13 @@ class Bench:
     """A model, its data, what was planned of it, and what structured pruning makes of it."""
 
     def __init__(self, artifact: Artifact, texts: Path, folder: Path, pattern: str = "unstructured") -> None:
-        names = {"classification": "classes.csv", "regression": "numbers.csv"}
+        names = {"classification": "classes.csv", "embedding": "classes.csv", "regression": "numbers.csv"}
         table = DataSettings(source=str(texts / names.get(artifact.task, "text.txt")), windows=8, length=12)
         roles: tuple[Role, Role] = ("training", "calibration")
         self.before, self.report, self.folder = artifact, QuietReport(), folder
         masks = {n: MaskFact(pattern, 0.5) for n in artifact.masks}
         self.facts: Facts = tree.facts(artifact.model, artifact.task).after(masks=masks)
-        data = {r: Source(table, r, artifact.task) for r in roles}
+        data: dict[str, Source] = {r: Source(table, r, artifact.task) for r in roles}
         self.context = Context(folder=folder, report=self.report, data=data, facts=self.facts)
 
     def run(self, **given: Any) -> Artifact:
@@ -63,7 +63,7 @@ class Bench:
         after = plugin.run(self.copy(), self.context)
         plugin.ensures(self.before, after)
         measured = tree.facts(after.model, after.task)
-        assert measured.after(masks=facts.masks) == facts
+        assert measured.after(masks=facts.masks, dropped=facts.dropped) == facts
         assert after.masks.keys() == facts.masks.keys()
         saved = self.folder / "after"
         saved.mkdir()
@@ -314,8 +314,26 @@ def test_unlike_blocks_are_not_removed(tiny: Tiny) -> None:
     one = facts.after(masks={"model.layers.0.mlp.up_proj": MaskFact("2:4", 0.5)})
     narrow = structured(neurons=(64, 32)).plan(facts)
     for unlike in (one, narrow):
-        with pytest.raises(BadSettings, match="unlike shapes or masks"):
+        with pytest.raises(BadSettings, match="unlike shapes, masks or branches"):
             structured(layers=1).plan(unlike)
+
+
+def test_a_branch_is_cut_with_its_linear(bench: Callable[..., Bench]) -> None:
+    made = bench("llama")
+    random = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.{n}" for i in (0, 1) for n in ("self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")]
+    given = {}
+    for name in names:
+        out, inputs = made.facts.shapes[name]
+        a, b = (torch.randn(*shape, generator=random) for shape in ((2, inputs), (out, 2)))
+        given[name] = blocks.Branch(a, b)
+    blocks.branch_(made.before.model, given)
+    made.facts = tree.facts(made.before.model, "causal-lm")
+    made.context = dataclasses.replace(made.context, facts=made.facts)
+    after = made.run(layers=1, heads=0.5, neurons=0.25, criterion="gates")
+    found = after.model.get_submodule("model.layers.0.mlp.down_proj")
+    assert isinstance(found, blocks.Branched)
+    assert found.a.shape == (2, 48)
 
 
 def test_only_what_the_criteria_read_is_declared() -> None:
@@ -348,13 +366,13 @@ def test_groups_of_a_pattern_stay_whole(masked: Callable[..., Bench], kind: str)
     for name, mask in after.masks.items():
         assert (mask.view(-1, 4).sum(1) == 2).all(), name
     name = next(iter(tree.blocks(made.before.model)))
-    down: Any = made.before.model.get_submodule(f"{name}.{table.down}").weight.detach()
-    makers = [made.before.model.get_submodule(f"{name}.{n}").weight.detach() for n in table.up]
-    score = scores.by_weights(down, makers, down.shape[1]).view(-1, 4).sum(1)  # type: ignore[arg-type]
+    down = made.before.model.get_parameter(f"{name}.{table.down}.weight").detach()
+    makers = [made.before.model.get_parameter(f"{name}.{n}.weight").detach() for n in table.up]
+    score = scores.by_weights(down, makers, down.shape[1]).view(-1, 4).sum(1)
     count = tree.layout(after.model)[0].ffn // 4
     wanted = score.topk(count).indices.sort().values
     kept = down.view(len(down), -1, 4)[:, wanted].reshape(len(down), -1)
-    assert torch.equal(after.model.get_submodule(f"{name}.{table.down}").weight, kept)
+    assert torch.equal(after.model.get_parameter(f"{name}.{table.down}.weight"), kept)
 
 
 def test_unstructured_masks_are_cut_along_and_follow_their_blocks(masked: Callable[..., Bench]) -> None:
@@ -389,7 +407,8 @@ def taught(tiny: Tiny, texts: Path, tmp_path_factory: pytest.TempPathFactory) ->
     config = copy.deepcopy(artifact.model.config)
     config.num_hidden_layers = 4
     torch.manual_seed(0)
-    model = type(artifact.model)(config).eval()
+    model = type(artifact.model)(config)
+    model.train(False)
     made = Bench(artifact.after(model=model), texts, tmp_path_factory.mktemp("taught"))
     idle = [p for n, p in model.named_parameters() if f"layers.{IDLE}." in n]
     for parameter in idle:
