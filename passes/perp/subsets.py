@@ -70,6 +70,9 @@ def choose(settings: PerpSettings, facts: Facts) -> Chosen:
         )
     if settings.mode == "reconstruct" and not facts.masks:
         raise BadSettings("nothing is pruned, so there is nothing to reconstruct; prune before", key="mode")
+    if settings.mode == "reconstruct" and facts.dropped:
+        what = f"{facts.dropped} blocks of the dense parent are gone, so that the others have no counterpart"
+        raise BadSettings(f"{what}; 'retrain' would do", key="mode")
     form = _form(settings, facts)
     linears = tree.select(list(facts.shapes), settings.include, settings.exclude) if form else []
     if not form and (settings.include or settings.exclude):
