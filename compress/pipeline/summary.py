@@ -42,6 +42,7 @@ def write(
             "source": model.source,
             "task": model.task,
             "parameters": facts[0].parameters,
+            "parameters_left": facts[-1].parameters,
             "family": facts[0].family,
         },
         "steps": [_step(d) for d in runner.done],

@@ -17,11 +17,12 @@ FORMAT = 1
 
 
 class Model(TypedDict, total=False):
-    """The parent: where it comes from, what it is for, how many parameters, which family."""
+    """The parent: where it comes from, what it is for, which family, how many parameters, and how many are left."""
 
     source: str
     task: str
     parameters: int
+    parameters_left: int
     family: str
 
 

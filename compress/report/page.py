@@ -49,10 +49,16 @@ def _subject(content: Mapping[str, Any]) -> str:
 def _verdict(content: Mapping[str, Any]) -> list[str]:
     """Return what happened in whole sentences."""
     said = []
+    model = content.get("model") or {}
+    was, left = model.get("parameters"), model.get("parameters_left")
+    if (fewer := words.shrunk(left, was)) and fewer.tone != "same":
+        said.append(f"{words.parameters(left)} parameters where there were {words.parameters(was)}: {fewer.text}.")
     if layers := content.get("layers"):
         share = words.sparsity(layers)
-        zeros = f"{share:.0%} of the weights in the model's blocks are zero now."
-        said.append(zeros if share > words.PRUNED else "No weight was pruned.")
+        if share > words.PRUNED:
+            said.append(f"{share:.0%} of the weights in the model's blocks are zero now.")
+        elif not said:
+            said.append("No weight was pruned.")
     dense, now, delta = _main_metric(content)
     if dense and now:
         clear = words.moved(delta, dense) if delta else None

@@ -118,6 +118,17 @@ def written(folder: Path, content: Any) -> tuple[str, Page]:
     return text, Page(text)
 
 
+def test_a_smaller_model_says_how_much_is_left(tmp_path: Path) -> None:
+    content = full()
+    content["model"]["parameters_left"] = 4_100_000
+    content["layers"] = [layer | {"sparsity": 0.0} for layer in content["layers"]]
+    text, _ = written(tmp_path, content)
+    assert "4.10 million parameters where there were 6.30 million: 35% smaller." in text
+    assert "No weight was pruned" not in text
+    content["model"]["parameters_left"] = 6_300_000
+    assert "No weight was pruned." in written(tmp_path, content)[0]
+
+
 def test_a_whole_page(tmp_path: Path) -> None:
     content = full()
     text, page = written(tmp_path, content)
