@@ -178,9 +178,7 @@ class Oneshot(Pass):
             f"pruned {zeros / size:.2%} of {len(names)} linears; {_pruned.share_of_model(artifact, masks)}"
         )
         if given.densities == "owl":
-            told = {n.rpartition(".")[0]: f"{r.sparsity:.3f}" for n, r in rules.items()}
-            context.report.record("sparsities", {n: r.sparsity for n, r in rules.items()})
-            context.report.note(f"sparsity of the blocks: {', '.join(dict.fromkeys(told.values()))}")
+            context.report.note(f"sparsity of the blocks: {', '.join(_by_block(artifact, rules))}")
         journal.tell(names, context.report)
         return artifact.after(masks=masks)
 
@@ -234,6 +232,15 @@ class Oneshot(Pass):
 
     def _chosen(self, names: Iterable[str]) -> list[str]:
         return tree.select(list(names), self.settings.include, self.settings.exclude)
+
+
+def _by_block(artifact: Artifact, rules: Mapping[str, Rule]) -> Iterator[str]:
+    """Yield the share of zeros that is asked of each block."""
+    linears = tree.block_linears(artifact.model)
+    for block in tree.blocks(artifact.model):
+        sizes = {n: linears[n].weight.numel() for n in rules if n.startswith(f"{block}.")}
+        if sizes:
+            yield f"{sum(rules[n].sparsity * size for n, size in sizes.items()) / sum(sizes.values()):.1%}"
 
 
 def _old(masks: Mapping[str, Tensor], layer: Layer) -> Tensor:
