@@ -46,9 +46,9 @@ class Chosen:
         if self.classifier:
             names |= set(classifier(model))
         if self.rest:
+            left = tree.block_linears(model).keys() - set(self.linears)
             every = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-            inside = {f"{n}.{p}" for n in tree.block_linears(model) for p in ("weight", "bias")}
-            names |= set(every) - inside
+            names |= {n for n in every if n.rpartition(".")[0] not in left}
         return names
 
 
@@ -138,8 +138,7 @@ def _count(
     alive = {n: math.prod(s) - _pruned(facts, n) for n, s in shapes.items()}
     match settings.method:
         case "full":
-            left = [n for n in facts.shapes if n not in shapes]
-            frozen = sum(math.prod(facts.shapes[n]) + facts.biases.get(f"{n}.bias", 0) for n in left)
+            frozen = sum(_size(facts, n) for n in facts.shapes if n not in shapes)
             return facts.parameters - frozen - sum(_pruned(facts, n) for n in linears)
         case "sparse_delta":
             return entries(settings, sum(alive.values()))
@@ -152,6 +151,12 @@ def _count(
         case "adalora":
             return sum(settings.first_rank * (out + inputs + 1) for out, inputs in shapes.values())
     return sum(settings.rank * (out + inputs) for out, inputs in shapes.values())
+
+
+def _size(facts: Facts, name: str) -> int:
+    """Return the parameters of a linear: weight, bias and branch."""
+    shape = facts.shapes[name]
+    return math.prod(shape) + facts.biases.get(f"{name}.bias", 0) + facts.branches.get(name, 0) * sum(shape)
 
 
 def _pruned(facts: Facts, name: str) -> int:
