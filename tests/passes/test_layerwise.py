@@ -19,6 +19,7 @@ from compress.data import DataSettings, Source
 from compress.errors import BadData, BadModel, BrokenPromise
 from passes import _masks
 from passes._layerwise import Inputs, Layer, LayerwiseSettings, error, stream, walk_, windows
+from passes._layerwise.inputs import Sums
 from passes._train import draw, inputs_of
 from tests.conftest import CAUSAL, ENCODERS
 
@@ -208,9 +209,10 @@ def test_squares_alone_need_no_products(bench: Callable[..., Bench]) -> None:
 
 def test_the_batch_does_not_matter(bench: Callable[..., Bench]) -> None:
     one, many = Notes(), Notes()
-    bench(folder="one").walk(one, batch=1)
-    bench(folder="many").walk(many, batch=64)
+    bench(folder="one", data="text.txt", windows=40).walk(one, batch=1)
+    bench(folder="many", data="text.txt", windows=40).walk(many, batch=64)
     for name, found in one.inputs.items():
+        assert len(found.held_out) == min(5 * 12, found.held_out.shape[1])  # of five windows, a part where in = 32
         torch.testing.assert_close(found.square, many.inputs[name].square, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.held_out, many.inputs[name].held_out, rtol=1e-3, atol=1e-4)
 
@@ -283,14 +285,20 @@ def test_half_precision_is_walked_as_it_is(bench: Callable[..., Bench]) -> None:
     assert {i.square.dtype for i in notes.inputs.values()} == {torch.float32}
 
 
-def test_only_one_groups_statistics_live_at_a_time(bench: Callable[..., Bench]) -> None:
+def test_only_one_groups_statistics_live_at_a_time(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
     alive: list[weakref.ref[Inputs]] = []
 
-    def change_(layers: Sequence[Layer]) -> dict[str, Tensor]:
+    def sums(*args: Any, **kwargs: Any) -> Sums:
         assert [ref for ref in alive if ref() is not None] == []
+        return Sums(*args, **kwargs)
+
+    def change_(layers: Sequence[Layer]) -> dict[str, Tensor]:
         alive.extend(weakref.ref(layer.inputs) for layer in layers)
         return {}
 
+    monkeypatch.setattr("passes._layerwise.block.Sums", sums)
     bench().walk(change_)
     assert len(alive) == 14
 
