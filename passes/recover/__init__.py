@@ -25,9 +25,9 @@ et al. 2023, arXiv 2312.11420 (norms); Zhang et al. 2023, arXiv 2303.10512 (AdaL
 Cost: the time of full training, `lottery` twice that; optimizer memory of what is trained alone, but the search of a
 sparse delta holds a score (`lottery` also gradients and moments) for every weight of the chosen linears.
 Keeps: masks, every zero, tied embeddings unless `full`, all that is not trained bit for bit.  Dropout is off.
-Helps: after pruning; `sparse_delta` comes near `full` with a fraction of its optimizer memory, `mask_lora` needs no
-gradient of a whole weight, `ln_tuning` and `ia3` are the cheapest.
-Hurts: `full` at the learning rate of the others; every method on few data, against which `held_out` guards.
+Helps: after pruning; `sparse_delta` comes near `full` with a fraction of its optimizer memory, `mask_lora` and `hira`
+need less again, `ln_tuning` and `ia3` least, and regain least.
+Hurts: `full` at a learning rate that suits the others; every method on few data, against which `held_out` guards.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ class Borrowed:
             self.tuner = tuner(model, config, _ADAPTER)
         if wanted != (found := set(self.tuner.targeted_module_names)):
             raise BrokenPromise(f"peft took other modules than it was given: {', '.join(sorted(wanted ^ found))}")
+        for name, parameter in model.named_parameters():
+            if ".ranknum." in name:  # a constant of AdaLoRA, which peft lets take gradients in half precision
+                parameter.requires_grad_(False)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     def merge_(self) -> None:
