@@ -98,7 +98,7 @@ def _task(table: Table) -> str:
 
 def _latency(row: Row) -> str:
     lines = [
-        f"## Latency: one sequence of {row['tokens']} tokens, onnxruntime, one thread ({row['clock']} time)",
+        f"## Latency: one sequence of {row['tokens']} tokens, onnxruntime, one thread ({row['clock']})",
         "",
         "| engine | ms | x dense (95 %) |",
         "|---|--:|--:|",
