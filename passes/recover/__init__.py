@@ -1,6 +1,6 @@
 """Recover: fine-tune a dense model, or retrain a pruned one so that every zero stays zero.
 
-With W the weight, M its mask and W = M * W, what stays is one plain weight of the old shape:
+Formula: with W the weight, M its mask and W = M * W, what stays is one plain weight of the old shape:
 
     sparse_delta     W + S, S on the best K = share of the surviving weights of all chosen linears together: those of
                      largest sum of squared gradients over some batches (SPT), of largest |W|, or those that move most
