@@ -30,11 +30,11 @@ from compress import blocks, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, MaskFact, Pass
-from compress.errors import BrokenPromise
+from compress.errors import BadSettings, BrokenPromise
+from passes._narrowing import plan, shaped
 from passes.structured import layers, scores
 from passes.structured.checking import check
 from passes.structured.cutting import narrow_
-from passes.structured.planning import plan, shaped
 from passes.structured.settings import StructuredSettings
 
 
@@ -61,11 +61,12 @@ class Structured(Pass):
             BadSettings: nothing would go, or nothing stay; numbers that do not fit the blocks; blocks that go and are
                 unlike; heads that cut the groups of a mask; a criterion that learns where there is no loss.
         """
-        return plan(self.settings, facts).facts
+        self._check_loss(facts)
+        return plan(self.settings.asked, facts).facts
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost, by a core of 3e10 products a second and sequences of 512 tokens at most."""
-        given, after = self.settings, plan(self.settings, facts).facts
+        given, after = self.settings, plan(self.settings.asked, facts).facts
         products = sum(out * inputs for out, inputs in facts.shapes.values())
         tokens = given.batch * min(facts.positions or 512, 512)
         trained = 0
@@ -86,7 +87,7 @@ class Structured(Pass):
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Take blocks away, then heads and neurons of those that stay."""
         given, was = self.settings, artifact.model.num_parameters()
-        planned = plan(given, context.facts or _facts(artifact))
+        planned = plan(given.asked, context.facts or _facts(artifact))
         for note in planned.notes:
             context.report.note(note)
         if given.layers:
@@ -103,7 +104,7 @@ class Structured(Pass):
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the shapes, and that the model is the old one with something taken out, to the last bit."""
-        wanted, found = shaped(self.settings, _facts(before)).facts.layout, tree.layout(after.model)
+        wanted, found = shaped(self.settings.asked, _facts(before)).facts.layout, tree.layout(after.model)
         if len(found) != len(wanted):
             raise BrokenPromise(f"{len(found)} blocks are left, {len(wanted)} were asked for")
         for index, (name, now, asked) in enumerate(zip(tree.blocks(after.model), found, wanted, strict=True)):
@@ -112,6 +113,17 @@ class Structured(Pass):
             if now != asked:
                 raise BrokenPromise(f"block {index} is {now}, and {asked} was asked for")
         check(before, after)
+
+    def _check_loss(self, facts: Facts) -> None:
+        given = self.settings
+        learned = {
+            "criterion": given.criterion == "gates",
+            "layer_criterion": given.layers > 0 and given.layer_criterion == "das",
+        }
+        for key, asked in learned.items():
+            if asked and facts.task == "embedding":
+                what = f"an embedding model has no loss of its own to learn from, got {getattr(given, key)!r}"
+                raise BadSettings(f"{what}; 'activation' and 'similarity' need none", key=key)
 
     def _narrows(self) -> bool:
         return bool(self.settings.heads or self.settings.neurons)

@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from compress import blocks, files, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from passes._layerwise import Chunk, Stream, pass_, windows
 from passes._layerwise.observe import reads
+from passes._narrowing import Plan, Units, cut_, units_of
 from passes.structured import learned, scores
-from passes.structured.planning import Plan
 from passes.structured.settings import StructuredSettings
-
-Units = Mapping[str, int]  # per linear that reads them, how many heads or neurons there are
 
 
 def narrow_(artifact: Artifact, plan: Plan, settings: StructuredSettings, context: Context) -> dict[str, Tensor]:
     """Cut every block to its planned shape and return the masks of what is left."""
-    model, wanted = artifact.model, plan.facts.layout
-    units = [_units(model, i, now) for i, now in enumerate(wanted)]
     judge = {"magnitude": _by_weights, "activation": _by_output, "gates": _by_gates}[settings.criterion]
-    masks = dict(artifact.masks)
-    with context.report.bar("blocks", len(wanted)) as bar:
-        for index, worth in enumerate(judge(artifact, units, settings, context)):
-            keep = partial(_kept, model, index, worth)
-            cuts = blocks.slice_(
-                model,
-                index,
-                kv_groups=keep(tree.family(model).qkvo[-1], wanted[index].kv_heads, 1),
-                neurons=keep(tree.family(model).down, wanted[index].ffn, plan.groups[index]),
-            )
-            masks = blocks.cut_masks(masks, cuts)
-            bar.advance()
-    return masks
-
-
-def _kept(
-    model: PreTrainedModel, index: int, worth: Mapping[str, Tensor], reader: str, count: int, group: int
-) -> Tensor | None:
-    """Return the units in front of a linear that stay; None where none of them goes."""
-    score = worth.get(f"{list(tree.blocks(model))[index]}.{reader}")
-    return None if score is None else scores.keep(score, count, group)
-
-
-def _units(model: PreTrainedModel, index: int, wanted: blocks.BlockConfig) -> Units:
-    """Return how many units a block has now, for those linears in front of which some go."""
-    table, name, was = tree.family(model), list(tree.blocks(model))[index], tree.layout(model)[index]
-    found = {}
-    if wanted.kv_heads < was.kv_heads:
-        found[f"{name}.{table.qkvo[-1]}"] = was.kv_heads
-    if wanted.ffn < was.ffn:
-        found[f"{name}.{table.down}"] = was.ffn
-    return found
+    units = units_of(artifact.model, plan)
+    return cut_(artifact, plan, judge(artifact, units, settings, context), context)
 
 
 # Each of these yields the scores of one block after the other by the linear that reads the units, and goes on once

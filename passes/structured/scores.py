@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from passes import _masks
-
 
 def by_weights(reader: Tensor, makers: Iterable[Tensor], units: int) -> Tensor:
     """Return each unit's product of norms, float32 [units]: |W_read[:, unit]| * prod |W_make[unit, :]|.
@@ -49,19 +47,6 @@ def gram_of(x: Tensor, units: int) -> Tensor:
     """
     parts = x.float().view(len(x), units, -1).transpose(0, 1)
     return parts.transpose(1, 2) @ parts
-
-
-def keep(score: Tensor, count: int, group: int = 1) -> Tensor:
-    """Return the units that stay, int64 [count] ascending: those of the highest score, the later ones of equals.
-
-    Args:
-        score: float [units].
-        count: how many; a multiple of the group.
-        group: how many neighbours stay or go together, by the sum of their scores; divides the units.
-    """
-    together = score.view(-1, group).sum(1)
-    groups = _masks.keep_n_of_m(together.view(1, -1), count // group, len(together)).view(-1).nonzero().view(-1)
-    return (groups[:, None] * group + torch.arange(group, device=groups.device)).reshape(-1).cpu()
 
 
 def lowest(score: Sequence[float], count: int) -> list[int]:

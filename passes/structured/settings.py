@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from passes._narrowing import Asked
 from passes._train import TrainSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -36,3 +38,8 @@ class StructuredSettings(TrainSettings):
     rank: int = Field(8, ge=1, description="with 'gates': rank of the update that is trained beside them and dropped")
     penalty: float = Field(1e-4, ge=0, description="with 'gates': weight of their l1 norm in the loss")
     rate: float = Field(0.5, gt=0, description="with 'das': how far a round moves a block's chance of being skipped")
+
+    @property
+    def asked(self) -> Asked:
+        """What shall go."""
+        return Asked(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Asked)})

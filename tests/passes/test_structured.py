@@ -22,6 +22,7 @@ from compress.data import DataSettings, Role, Source
 from compress.engines import Engines
 from compress.errors import BadModel, BadSettings, BrokenPromise
 from passes import _gates, _masks, _train
+from passes._narrowing import cutting
 from passes.structured import Structured, layers, learned, scores
 from passes.structured.cutting import _by_output
 from tests.conftest import CAUSAL, ENCODERS
@@ -519,7 +520,7 @@ class _Killed(Exception):
 @pytest.mark.parametrize(
     ("given", "home", "name", "calls"),
     [
-        ({"heads": 0.5, "neurons": 0.5, "criterion": "activation"}, scores, "keep", 3),
+        ({"heads": 0.5, "neurons": 0.5, "criterion": "activation"}, cutting, "keep", 3),
         ({"layers": 1, "layer_criterion": "das", "steps": 7, "checkpoint_every": 2}, layers, "_loss_without", 9),
         ({"neurons": 0.5, "criterion": "gates", "steps": 6, "checkpoint_every": 2}, _gates, "penalty", 5),
     ],

@@ -11,7 +11,27 @@ from compress.contracts import BlockConfig, Facts, MaskFact
 from compress.errors import BadSettings
 from compress.families import families
 from passes._masks import Pattern
-from passes.structured.settings import StructuredSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What shall go.
+
+    Attributes:
+        heads: share of each block's key-value heads, each with its query heads, or how many stay block by block.
+        neurons: the same of the FFN's neurons.
+        layers: how many whole blocks.
+        multiple: a share of neurons keeps the nearest multiple of this.
+        include: patterns of the linears to work on.
+        exclude: patterns of those to leave alone.
+    """
+
+    heads: float | tuple[int, ...] = 0.0
+    neurons: float | tuple[int, ...] = 0.0
+    layers: int = 0
+    multiple: int = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +49,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(settings: StructuredSettings, facts: Facts) -> Plan:
+def plan(settings: Asked, facts: Facts) -> Plan:
     """Return what these settings make of a model with these facts.
 
     Raises:
@@ -45,7 +65,7 @@ def plan(settings: StructuredSettings, facts: Facts) -> Plan:
     return planned
 
 
-def shaped(settings: StructuredSettings, facts: Facts) -> Plan:
+def shaped(settings: Asked, facts: Facts) -> Plan:
     """Return the same, be it that nothing changes."""
     _check(settings, facts)
     left = _with(facts, facts.layout[: facts.blocks - settings.layers]).after(dropped=facts.dropped + settings.layers)
@@ -68,7 +88,7 @@ def shaped(settings: StructuredSettings, facts: Facts) -> Plan:
     return Plan(facts=_with(left, tuple(layout)), groups=groups, notes=tuple(notes))
 
 
-def _check(settings: StructuredSettings, facts: Facts) -> None:
+def _check(settings: Asked, facts: Facts) -> None:
     """Raise `BadSettings` for what can be seen without a look into the blocks."""
     blocks = facts.blocks - settings.layers
     if blocks < 1:
@@ -83,17 +103,9 @@ def _check(settings: StructuredSettings, facts: Facts) -> None:
         asked = getattr(settings, key)
         if isinstance(asked, tuple) and len(asked) != blocks:
             raise BadSettings(f"must be one number for each of the {blocks} blocks, got {len(asked)}", key=key)
-    learned = {
-        "criterion": settings.criterion == "gates",
-        "layer_criterion": settings.layers > 0 and settings.layer_criterion == "das",
-    }
-    for key, asked in learned.items():
-        if asked and facts.task == "embedding":
-            what = f"an embedding model has no loss of its own to learn from, got {getattr(settings, key)!r}"
-            raise BadSettings(f"{what}; 'activation' and 'similarity' need none", key=key)
 
 
-def _kept_heads(settings: StructuredSettings, facts: Facts, index: int, reader: str | None) -> int:
+def _kept_heads(settings: Asked, facts: Facts, index: int, reader: str | None) -> int:
     """Return how many key-value heads of a block stay; all where no chosen linear reads them."""
     asked, block = settings.heads, facts.layout[index]
     counted = isinstance(asked, tuple)
@@ -112,9 +124,7 @@ def _kept_heads(settings: StructuredSettings, facts: Facts, index: int, reader: 
     return kept
 
 
-def _kept_neurons(
-    settings: StructuredSettings, facts: Facts, index: int, reader: str | None, groups: tuple[int, ...]
-) -> int:
+def _kept_neurons(settings: Asked, facts: Facts, index: int, reader: str | None, groups: tuple[int, ...]) -> int:
     """Return how many neurons of a block stay: whole groups of its mask, and of `multiple` where a share is asked."""
     asked, width, group = settings.neurons, facts.layout[index].ffn, groups[index]
     if reader is None:
