@@ -67,8 +67,11 @@ class Store:
             if keep:
                 self._keep(name, block)
         finally:
-            for inner, like in hollow.items():
-                _put_(block, inner, like)
+            for inner, now in dict(block.named_parameters()).items():
+                like = hollow.get(inner, now)
+                same = like.is_meta and like.shape == now.shape  # else the block was given another shape
+                empty = like if same else nn.Parameter(torch.empty_like(now, device="meta"), now.requires_grad)
+                _put_(block, inner, empty)
 
     @contextmanager
     def called(self, blocks: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:

@@ -1,9 +1,9 @@
 """A plain Hugging Face folder: weights as safetensors, configuration, tokenizer; for whatever reads such folders.
 
 `from_pretrained` of transformers opens it; zeros are stored like any number.  Beside them lies the card of the artifact
-(`compress.json`: lineage, digests) with its masks, so that `compress` can go on from it.  A model whose blocks differ, or
-with branches, is one that transformers has no class for: its `from_pretrained` refuses the folder, and a `README.md`
-there tells how `compress` opens it.
+(`compress.json`: lineage, digests) with its masks, so that `compress` can go on from it.  For a model whose blocks
+differ, or with branches, transformers has no class: its `from_pretrained` refuses the folder, and a `README.md` there
+tells how `compress` opens it.
 Needs no target.
 """
 
@@ -25,7 +25,8 @@ Its blocks differ in shape, or linears have low-rank branches beside their weigh
     from pathlib import Path
     from compress.artifact import Artifact
 
-    artifact = Artifact.load(Path("this folder"))  # artifact.model is a PyTorch module, artifact.tokenizer its tokenizer
+    artifact = Artifact.load(Path("this folder"))
+    artifact.model  # a PyTorch module that is called as its parent was; artifact.tokenizer belongs to it
 
 or as an engine that needs neither: `compress export FOLDER ENGINE_FOLDER`. The shapes are in `config.json`.
 """

@@ -12,7 +12,7 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from compress import registry, tree
+from compress import blocks, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Exporter, Target
@@ -60,6 +60,37 @@ def _config(kind: str) -> Any:
         case "roberta":
             return tf.RobertaConfig(**bert)
     raise KeyError(kind)
+
+
+def lively(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
+    """Give biases, norms and linears values that tell, so that whoever forgets or misplaces some is found out."""
+    for parameter in (*tree.biases(model).values(), *tree.norms(model).values()):
+        torch.nn.init.normal_(parameter, mean=0.5)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data *= 8
+    return model
+
+
+def uneven(artifact: Artifact) -> Artifact:
+    """Return the artifact with blocks of unlike shapes: the first without attention, the second without FFN."""
+    none = torch.tensor([], dtype=torch.int64)
+    lively(artifact.model)
+    blocks.slice_(artifact.model, 0, kv_groups=none, neurons=torch.tensor([0, 5, 9]))
+    blocks.slice_(artifact.model, 1, kv_groups=torch.tensor([1]), neurons=none)
+    return artifact
+
+
+def branched(artifact: Artifact, rank: int = 3) -> Artifact:
+    """Return the artifact with a branch beside every second linear of the blocks."""
+    chosen = list(tree.block_linears(artifact.model).items())[::2]
+    sizes = {n: (m.out_features, m.in_features) for n, m in chosen}
+    made = {
+        n: blocks.Branch(torch.randn(rank, columns) / 8, torch.randn(rows, rank) / 8)
+        for n, (rows, columns) in sizes.items()
+    }
+    blocks.branch_(artifact.model, made)
+    return artifact
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 A folder that needs more than its architecture's configuration has this `config.json`, at which plain transformers stops
 instead of guessing:
 
-    {"model_type": "compress", "vocab_size": 0, "parent_type": "llama", "parent": {...},
+    {"model_type": "compress", "vocab_size": "<a text>", "parent_type": "llama", "parent": {...},
      "blocks": [{"heads": ...}, ...], "branches": {"<linear>": <rank>}}
 
 `parent` is the architecture's configuration as it was, `blocks` has an entry per block, and the branches' tensors are
-in `branches.safetensors` under `<linear>.a` and `<linear>.b`.  The vocabulary of 0 stops whoever names the
+in `branches.safetensors` under `<linear>.a` and `<linear>.b`.  The text for a number stops whoever names the
 architecture's class himself: that class reads any `config.json`, takes its defaults for what is not there, and fills
 what no file holds with noise.
 """
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,6 +36,7 @@ from compress.tensors import Layout, Place
 MODEL_TYPE = "compress"
 CONFIG = "config.json"
 BRANCHES = "branches.safetensors"
+_STOP = "blocks differ or have branches; only compress opens this folder"
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ def write(model: PreTrainedModel, folder: Path, get: Callable[[str], Tensor]) ->
     config, layout, found = files.read_json(folder / CONFIG), tree.layout(model), tree.ranks(model)
     changes = None if found else _plain(model.config, tree.family(model), layout)
     if changes is None:
-        own = {"model_type": MODEL_TYPE, "vocab_size": 0, "parent_type": config.pop("model_type"), "parent": config}
-        changes, config = {**own, "blocks": [dataclasses.asdict(b) for b in layout], "branches": found}, {}
-    if changes:
-        files.write_json(folder / CONFIG, config | changes)
+        own = {"model_type": MODEL_TYPE, "vocab_size": _STOP, "parent_type": config.pop("model_type")}
+        table = [dataclasses.asdict(block) for block in layout]
+        files.write_json(folder / CONFIG, {**own, "parent": config, "blocks": table, "branches": found})
+    elif changes:
+        files.write_json(folder / CONFIG, dict(sorted((config | changes).items())))  # as transformers sorts it
     if found:
         like = {n: Layout(p.dtype, tuple(p.shape)) for n, p in branch_tensors(model).items()}
         tensors.write(folder / BRANCHES, like, get)
@@ -125,7 +126,7 @@ def shaped(plain: type[PreTrainedModel], layout: tuple[BlockConfig, ...]) -> typ
 
 
 def hollow_branches_(model: PreTrainedModel, ranks: Mapping[str, int]) -> None:
-    """Put branches on `meta` beside linears of the blocks.
+    """Put unfilled branches beside linears of the blocks, on `meta` where these are.
 
     Raises:
         BadModel: no such linear.
@@ -134,12 +135,14 @@ def hollow_branches_(model: PreTrainedModel, ranks: Mapping[str, int]) -> None:
     if unknown := ranks.keys() - linears.keys():
         raise BadModel(f"{min(unknown)}: has a branch and is no linear of the blocks; make the folder anew")
     for name, rank in ranks.items():
-        rows, columns = linears[name].weight.shape
-        tree.replace_(model, name, Branched(linears[name], Branch(_hollow(rank, columns), _hollow(rows, rank))))
+        weight = linears[name].weight.detach()
+        rows, columns = weight.shape
+        branch = Branch(weight.new_empty(rank, columns), weight.new_empty(rows, rank))
+        tree.replace_(model, name, Branched(linears[name], branch))
 
 
 def find_branches_(model: PreTrainedModel, folder: Path, ranks: Mapping[str, int]) -> dict[str, Place]:
-    """Put branches on `meta` beside linears of the blocks, and return where their tensors lie by parameter name.
+    """Put unfilled branches beside linears of the blocks, and return where their tensors lie by parameter name.
 
     Raises:
         BadModel: the stored branches are not those that the configuration names, or do not fit.
@@ -166,10 +169,6 @@ def load_branches_(model: PreTrainedModel, folder: Path, ranks: Mapping[str, int
     for name, place in find_branches_(model, folder, ranks).items():
         linear = model.get_submodule(name.rpartition(".")[0])
         tree.replace_(model, name, nn.Parameter(place.read().to(linear.weight)))  # type: ignore[arg-type]
-
-
-def _hollow(*shape: int) -> Tensor:
-    return torch.empty(shape, device="meta")
 
 
 def _plain(config: Any, table: Family, layout: tuple[BlockConfig, ...]) -> dict[str, Any] | None:

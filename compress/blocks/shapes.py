@@ -161,7 +161,9 @@ def _settle_(block: nn.Module, table: Family, config: BlockConfig, norm_first: b
         for names, value in values.items():
             for name in names:
                 setattr(core, name, value)
-    if config.ffn == 0:
+    if config.ffn == 0 and len(table.ffn) == 1:
+        tree.replace_(block, table.ffn[0], NoOutput())
+    elif config.ffn == 0:
         for name in table.up:
             tree.replace_(block, name, nn.Identity())
         tree.replace_(block, table.down, NoOutput())
