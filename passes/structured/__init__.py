@@ -137,7 +137,7 @@ class Structured(Pass):
             worth = layers.changes(artifact, given, context)
         gone = scores.lowest(worth, given.layers)
         context.report.record("layers", {"worth": worth, "removed": gone})
-        context.report.note(f"removes blocks {', '.join(map(str, gone))} of {len(worth)}, counted from 0")
+        context.report.note(f"of {len(worth)} blocks, counted from 0, these go: {', '.join(map(str, gone))}")
         names = blocks.drop_(artifact.model, gone)
         return artifact.after(masks={new: artifact.masks[old] for old, new in names.items() if old in artifact.masks})
 

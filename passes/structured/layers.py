@@ -21,6 +21,7 @@ from passes._train.recipe import STRIDE
 from passes.structured.settings import StructuredSettings
 
 _ARMS = 3  # subsets that are tried in one round
+_SURE = 6.0  # gates beyond this, either way, do not change chances any more, so that others are soon drawn too
 
 
 def changes(artifact: Artifact, settings: StructuredSettings, context: Context) -> list[float]:
@@ -78,7 +79,7 @@ class _Bandit:
     def play(self, loss_without: Callable[[list[int], int], float]) -> None:
         """Do one round."""
         random = torch.Generator().manual_seed((self.context.seed + STRIDE * self.round) % 2**63)
-        chances = torch.sigmoid(self.gates)
+        chances = torch.sigmoid(self.gates.clamp(-_SURE, _SURE))
         subsets = dict[tuple[int, ...], float]()
         while len(subsets) < self.arms:
             drawn = torch.multinomial(chances, self.settings.layers, generator=random)

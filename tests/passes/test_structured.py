@@ -450,6 +450,12 @@ def test_a_skipped_block_is_a_dropped_block(bench: Callable[..., Bench]) -> None
     torch.testing.assert_close(logits(artifact), skipped)
 
 
+def test_rounds_end_however_sure_the_gates_are(bench: Callable[..., Bench]) -> None:
+    made = bench("llama")
+    found = layers.trials(made.before, structured(layers=1, steps=5, rate=1e6).settings, made.context)
+    assert max(map(abs, found)) > 100
+
+
 def test_a_loss_that_is_not_finite_is_told(bench: Callable[..., Bench]) -> None:
     made = bench("llama")
     made.before.model.get_parameter("model.norm.weight").data[0] = torch.nan
