@@ -43,7 +43,7 @@ def test_densities_stop_at_one_and_the_others_make_up_for_it() -> None:
 @settings(deadline=None)
 def test_the_mean_is_what_was_asked_for(blocks: list[tuple[float, int]], sparsity: float, width: float) -> None:
     shares, sizes = [list(part) for part in zip(*blocks, strict=True)]
-    found = spread(shares, sizes, sparsity, width)  # type: ignore[arg-type]
+    found = spread(shares, sizes, sparsity, width)
     assert all(0 <= s < 1 for s in found)
     mean = sum(s * n for s, n in zip(found, sizes, strict=True)) / sum(sizes)
     assert mean == pytest.approx(sparsity, abs=1e-9)

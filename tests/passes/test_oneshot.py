@@ -19,6 +19,7 @@ from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
 from passes._masks import fact, same_bits
 from passes._oneshot import Oneshot
+from passes.magnitude import Magnitude
 from tests.conftest import CAUSAL, ENCODERS
 
 Tiny = Callable[..., Artifact]
@@ -174,8 +175,7 @@ def test_weights_on_disk_end_as_weights_in_memory(
      ("wanda", {"refine": "swaps"}), ("wanda", {"densities": "owl"})],
 )  # fmt: skip
 def test_an_earlier_mask_stays_and_counts(tiny: Tiny, run: Any, use: str, given: dict[str, Any]) -> None:
-    magnitude = registry.load("passes", "magnitude", Pass)
-    _, once, _ = run(magnitude(magnitude.Settings(pattern="2:4")), tiny("llama"), "first")
+    _, once, _ = run(Magnitude(Magnitude.Settings(pattern="2:4")), tiny("llama"), "first")
     first = {n: once.masks[n] for n in once.masks}
     _, twice, _ = run(make(use, sparsity=0.75, **given), once, "second")
     pruned = size = 0
@@ -318,7 +318,7 @@ def test_ensures_finds_each_kind_of_damage(tiny: Tiny, run: Any, use: str) -> No
         weight[free] *= 1.001
         broken("differs from what it was")
         weight[free] = kept
-    other: nn.Linear = after.model.get_submodule("model.layers.0.self_attn.q_proj")  # type: ignore[assignment]
+    other: nn.Linear = after.model.get_submodule("model.layers.0.self_attn.q_proj")
     other.weight.data[0, 0] += 1e-6
     broken("q_proj.weight: differs")
     other.weight.data[0, 0] = was.tensor("model.layers.0.self_attn.q_proj.weight")[0, 0]

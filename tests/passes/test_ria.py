@@ -158,8 +158,7 @@ def test_the_order_is_found_again_from_pruned_weights(tiny: Tiny, kind: str) -> 
     view = Permuted(was, found)
     assert view.tensor_names() == was.tensor_names()
     for name in was.tensor_names():
-        linear = name.removesuffix(".weight")
-        mask = masks.get(linear) if name.endswith(".weight") else None
+        mask = masks.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         expected = view.tensor(name) if mask is None else view.tensor(name).masked_fill(~mask, 0)
         assert expected.equal(now.tensor(name))
 

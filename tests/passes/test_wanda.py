@@ -21,7 +21,7 @@ def task(weight: torch.Tensor, x: torch.Tensor, **given: float) -> Task:
     linear.weight.data = weight
     gram = x.T @ x / len(x)
     inputs = Inputs(gram=gram, square=gram.diagonal().clone(), held_out=x)
-    rule = Wanda(Wanda.Settings(**given)).rule  # type: ignore[arg-type]
+    rule = Wanda(Wanda.Settings(**given)).rule
     return Task(Layer("x", linear, inputs), rule, torch.ones_like(weight, dtype=torch.bool))
 
 
