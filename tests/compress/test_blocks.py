@@ -104,7 +104,9 @@ def test_the_norm_over_the_residual_of_a_post_norm_opt_stays(tiny: Tiny) -> None
     torch.manual_seed(0)
     config = copy.deepcopy(tiny("opt").model.config)
     config.do_layer_norm_before = False
-    model = lively(tf.AutoModelForCausalLM.from_config(config).eval())
+    model: Any = type(tiny("opt").model)(config)
+    model.eval()
+    lively(model)
     dense = copy.deepcopy(model)
     cuts = blocks.slice_(model, 0, kv_groups=NONE, neurons=NONE)
     torch.testing.assert_close(logits(model), logits(zeroed(dense, cuts)), atol=ATOL, rtol=0)
@@ -147,7 +149,8 @@ def four(tiny: Tiny, kind: str) -> tf.PreTrainedModel:
     if getattr(config, "layer_types", None):
         config.sliding_window = 4
         config.layer_types = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
-    model = type(given.model)(config).eval()
+    model: Any = type(given.model)(config)
+    model.eval()
     tree.linearise_(model)
     return lively(model)
 
@@ -257,7 +260,7 @@ def test_a_branch_adds_its_product(tiny: Tiny, kind: str) -> None:
     branched(artifact)
     assert set(tree.block_linears(artifact.model)) == names
     for name, branch in artifact.branches.items():
-        merged.get_submodule(name).weight.data += branch.b @ branch.a
+        merged.get_parameter(f"{name}.weight").data += branch.b @ branch.a
     torch.testing.assert_close(logits(artifact.model), logits(merged), atol=ATOL, rtol=0)
     facts = tree.facts(artifact.model, artifact.task)
     assert facts.branches == dict.fromkeys(artifact.branches, 3)
@@ -314,7 +317,7 @@ def test_what_is_saved_comes_back(
     name = next(iter(tree.block_linears(given.model)))
     mask = torch.arange(tree.block_linears(given.model)[name].weight.numel()) % 3 != 0
     mask = mask.view_as(tree.block_linears(given.model)[name].weight)
-    given.model.get_submodule(name).weight.data[~mask] = 0
+    given.model.get_parameter(f"{name}.weight").data[~mask] = 0
     given = given.after(masks={name: mask})
     folder = saved(given, tmp_path / "a")
     again = Artifact.load(folder)
@@ -382,7 +385,8 @@ def test_an_even_slice_opens_in_plain_transformers(tiny: Tiny, kind: str, tmp_pa
 
 def test_even_slices_that_the_configuration_cannot_say(tiny: Tiny, tmp_path: Path) -> None:
     opt = tiny("opt")  # whose heads fill the hidden size
-    llama = Artifact(model=tf.LlamaForCausalLM(_three_groups(tiny)).eval(), tokenizer=tiny().tokenizer)
+    made: Any = tf.LlamaForCausalLM(_six_heads(tiny)).eval()  # type: ignore[no-untyped-call]
+    llama = Artifact(model=made, tokenizer=tiny().tokenizer)
     for number, artifact in enumerate((opt, llama)):  # five of six heads do not divide the hidden size
         for index in range(2):
             count = blocks.of(artifact.model)[index].kv_heads
@@ -392,7 +396,7 @@ def test_even_slices_that_the_configuration_cannot_say(tiny: Tiny, tmp_path: Pat
         assert torch.equal(logits(Artifact.load(folder).model), logits(artifact.model))
 
 
-def _three_groups(tiny: Tiny) -> Any:
+def _six_heads(tiny: Tiny) -> Any:
     config = copy.deepcopy(tiny().model.config)
     config.hidden_size, config.num_attention_heads, config.num_key_value_heads = 48, 6, 6
     return config
@@ -402,7 +406,8 @@ def _three_groups(tiny: Tiny) -> Any:
 def test_fewer_blocks_open_in_plain_transformers(tiny: Tiny, kind: str, tmp_path: Path) -> None:
     given = tiny(kind)
     blocks.drop_(given.model, [0])
-    plain = tf.AutoModelForCausalLM.from_pretrained(saved(given, tmp_path / "a")).eval()
+    plain: Any = tf.AutoModelForCausalLM.from_pretrained(saved(given, tmp_path / "a"))
+    plain.eval()
     torch.testing.assert_close(logits(plain), logits(given.model), atol=1e-5, rtol=0)
 
 
@@ -435,7 +440,10 @@ def _forget(folder: Path) -> None:
 
 
 def _cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-9]) and None
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+
+    return change
 
 
 def _pickled(folder: Path) -> None:
