@@ -14,7 +14,7 @@ from torch import Tensor
 from compress.context import Context
 from passes._train.cost import cost
 from passes._train.loop import Companion, Loop
-from passes._train.parts import classifier, norms_of, thaw_
+from passes._train.parts import classifier, heads_of, norms_of, thaw_
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
 from passes._train.task import TaskSettings, loss, loss_on, split_on
 
@@ -29,6 +29,7 @@ __all__ = [
     "cost",
     "draw",
     "frozen",
+    "heads_of",
     "inputs_of",
     "loss",
     "loss_on",

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress import tree
+from compress.artifact import Artifact
 from compress.contracts import Facts
 
 
@@ -22,6 +23,11 @@ def classifier(model: PreTrainedModel) -> list[str]:
     """Return the parameters of a task model outside its backbone."""
     inner = {id(p) for p in tree.backbone(model).parameters()}
     return [n for n, p in model.named_parameters() if id(p) not in inner]
+
+
+def heads_of(artifact: Artifact) -> list[str]:
+    """Return the parameters of a task model's classifier; a language model's head stays as it is."""
+    return classifier(artifact.model) if artifact.task != "causal-lm" else []
 
 
 def thaw_(parameters: Iterable[nn.Parameter]) -> None:

@@ -38,9 +38,9 @@ from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BadSettings, BrokenPromise
 from passes import _adapter, _keeping
 from passes._masks import Rule, sparsity_of
-from passes._train import cost
+from passes._train import cost, heads_of
 from passes.pst.settings import PstSettings
-from passes.pst.train import heads, run_
+from passes.pst.train import run_
 
 
 class Pst(Pass):
@@ -110,7 +110,7 @@ class Pst(Pass):
         was, now = ({n: m for n, m in a.masks.items() if n not in chosen} for a in (before, after))
         _keeping.check_masks(before.after(masks=was), after.after(masks=now))
         _keeping.check_zeros(after.model, after.masks)
-        _keeping.check_rest(before, after, {*(f"{n}.weight" for n in chosen), *heads(before)})
+        _keeping.check_rest(before, after, {*(f"{n}.weight" for n in chosen), *heads_of(before)})
 
     def _chosen(self, facts: Facts) -> list[str]:
         return tree.select(list(facts.shapes), self.settings.include, self.settings.exclude)
@@ -120,7 +120,7 @@ class Pst(Pass):
         sizes = dict(artifact.model.named_parameters())
         trained = self.trainable(facts)
         scored = sum(math.prod(facts.shapes[n]) for n in self._chosen(facts))
-        head = sum(sizes[n].numel() for n in heads(artifact))
+        head = sum(sizes[n].numel() for n in heads_of(artifact))
         of_model, of_movement = (trained + head) / facts.parameters, trained / (facts.parameters + scored)
         context.report.note(
             f"trains {trained:,} parameters of the linears and {head:,} of the head, {of_model:.3%} of the model's "

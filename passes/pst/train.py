@@ -15,7 +15,7 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import CompressError
 from passes._masks import Rule
-from passes._train import Group, classifier, frozen, recomputed, split_on, thaw_, train_
+from passes._train import Group, frozen, heads_of, recomputed, split_on, thaw_, train_
 from passes.pst.scored import Scored, masks_at
 from passes.pst.settings import PstSettings
 
@@ -94,7 +94,7 @@ def groups(artifact: Artifact, layers: Mapping[str, Scored], settings: PstSettin
         return {f"{n}.pst_{k}": layer.get_parameter(f"pst_{k}") for n, layer in layers.items() for k in kinds}
 
     every = dict(model.named_parameters())
-    whole = {n: every[n] for n in heads(artifact)}
+    whole = {n: every[n] for n in heads_of(artifact)}
     thaw_(whole.values())
     found = [
         Group(named("u", "v"), settings.lr, settings.weight_decay),
@@ -102,11 +102,6 @@ def groups(artifact: Artifact, layers: Mapping[str, Scored], settings: PstSettin
         Group(whole, settings.lr, settings.weight_decay),
     ]
     return [g for g in found if g.parameters]
-
-
-def heads(artifact: Artifact) -> list[str]:
-    """Return the parameters of a task model's classifier; a language model's head stays as it is."""
-    return classifier(artifact.model) if artifact.task != "causal-lm" else []
 
 
 def _aligned(settings: PstSettings) -> PstSettings:
