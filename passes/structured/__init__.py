@@ -18,7 +18,8 @@ Cost: `magnitude` reads the weights once; `activation` and `similarity` run the 
 `gates` trains `steps` steps; `das` runs three batches a round, forward only.
 Keeps: all that stays bit for bit, in its order: gates and updates are dropped.  Masks are cut alike; of an N:M mask
 whole groups stay.  Shares of neurons are rounded to `multiple`.
-Helps: latency and size on every runtime, for what is left is dense.  Retrain afterwards; each removal costs quality.
+Helps: latency and size on every runtime, for what is left is dense: where the FFN is four times as wide as the model, a
+quarter of the heads and two fifths of the neurons are 35 % of the blocks' products.  Retrain afterwards.
 Hurts: without retraining, much more than the same share of scattered zeros; blocks at the ends more than inside.
 """
 

@@ -275,6 +275,13 @@ def test_layers_and_widths_together(bench: Callable[..., Bench]) -> None:
     assert tree.layout(after.model) == (BlockConfig(heads=2, kv_heads=1, head_dim=16, ffn=32),)
 
 
+def test_a_quarter_of_the_heads_and_two_fifths_of_the_neurons_are_a_third_of_the_products(tiny: Tiny) -> None:
+    facts = tree.facts(tiny("gpt2").model, "causal-lm")  # attention is a third of them, for the FFN is four wide
+    planned = structured(heads=0.25, neurons=0.4).plan(facts)
+    before, after = (sum(out * inputs for out, inputs in f.shapes.values()) for f in (facts, planned))
+    assert 1 - after / before == pytest.approx(0.35, abs=0.005)
+
+
 def test_only_chosen_blocks_get_narrower(bench: Callable[..., Bench]) -> None:
     after = bench("llama").run(heads=0.5, neurons=0.5, exclude=("layers.0",))
     was, now = tree.layout(after.model)
