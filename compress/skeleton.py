@@ -41,7 +41,8 @@ def build(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """Return the model that `make` makes, with every parameter on `meta` and every buffer real."""
 
     def leave_out(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        hollow = torch.empty_like(parameter, device="meta")
+        return None if parameter.is_meta else nn.Parameter(hollow, parameter.requires_grad)
 
     hook = register_module_parameter_registration_hook(leave_out)  # type: ignore[arg-type]
     try:

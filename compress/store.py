@@ -6,6 +6,7 @@ linears `[out, in]`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -23,6 +24,9 @@ from compress import files, tensors, tree
 from compress.blocks import disk
 from compress.skeleton import INDEX, SINGLE
 from compress.tensors import Layout, Place
+
+
+_MMAP_THRESHOLD = -3  # as malloc.h has it
 
 
 class Store:
@@ -115,6 +119,17 @@ class Store:
             path, {n: self.layout(n, t) for n, t in now.items()}, lambda n: now[n].t() if n in turned else now[n]
         )
         self._places |= tensors.places(path)
+
+
+def give_back_() -> None:
+    """Let the C library give freed tensors back to the system at once, for the rest of the process.
+
+    glibc else keeps what was freed in pieces of up to 32 MiB, into which torch's aligned requests of the same size do
+    not fit again: memory grows with the depth of the model.  Other libraries have no such setting, nor the need.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def save(model: PreTrainedModel, store: Store, folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from compress import artifact as artifacts
-from compress import files, loading
+from compress import files, loading, store
 from compress.artifact import Artifact, Step
 from compress.context import Context
 from compress.contracts import Exporter, Facts, Pass, Target
@@ -58,6 +58,8 @@ class Runner:
         self.count = 1 + len(pipeline.passes)
         self.engines = Engines()
         self.stored = pipeline.compute.weights == "disk"
+        if self.stored:
+            store.give_back_()
 
     def step_folder(self, index: int, name: str, key: str) -> Path:
         """Return where the step of this key is, or will be."""
