@@ -11,6 +11,10 @@ or What = M * (W + s S2) + s B A with `merge = "branch"`: the low-rank part stay
 First B A + S2 and a task's classifier are tuned on the dense weight, then every matrix is pruned, updated ones by
 |s (B A + S2)| (or |W|, or |W + s (B A + S2)|), others by |W|, then the same tensors are tuned on under the mask.
 
+Instead of that, `structured_heads` removes heads, those of the lowest sum of these scores over their queries' and
+values' rows, and `structured_neurons` FFN neurons, those whose gate, a trained factor under an l1 penalty, became
+smallest.  The first stage is merged, gates and all, and a second update is tuned and merged in the smaller matrices.
+
 Paper: Chen et al. 2021, DSEE: Dually Sparsity-Embedded Efficient Tuning of Pre-trained Language Models
 (arXiv 2111.00160); it updates queries and values, and masks W alone, so that a merge would fill the zeros again.
 
@@ -30,8 +34,8 @@ from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BrokenPromise
 from passes import _keeping, _masks
 from passes._train import cost
-from passes.dsee import tune
-from passes.dsee.plan import choose
+from passes.dsee import checking, slim, tune
+from passes.dsee.plan import choose, narrowed
 from passes.dsee.settings import DseeSettings
 
 
@@ -50,6 +54,8 @@ class Dsee(Pass):
                 task without a loss.
         """
         given, chosen = self.settings, choose(self.settings, facts)
+        if given.structured:
+            return narrowed(given, facts, chosen).facts.after(trained=True)
         facts = chosen.rule.plan(facts, chosen.pruned).after(trained=True)
         if given.merge == "inside":
             return facts
@@ -66,16 +72,25 @@ class Dsee(Pass):
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Tune, prune, tune on, and give the model back with nothing trainable beside its weights."""
-        facts = tree.facts(artifact.model, artifact.task)
+        facts = context.facts or _facts(artifact)
         chosen = choose(self.settings, facts)
         trained = chosen.trainable(facts, self.settings)
         share = f"{trained:,} of {facts.parameters:,} parameters ({trained / facts.parameters:.3%})"
         context.report.note(f"trains {share} on {len(chosen.updated)} linears, and what a task model has as classifier")
+        if self.settings.structured:
+            return slim.run_(artifact, chosen, narrowed(self.settings, facts, chosen), self.settings, context)
         return tune.run_(artifact, chosen, self.settings, context)
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check masks, zeros and that nothing but updated weights, branches and a classifier has other bits."""
-        chosen = choose(self.settings, tree.facts(before.model, before.task))
+        facts = _facts(before)
+        chosen = choose(self.settings, facts)
+        if self.settings.structured:
+            changes = {*(f"{n}.weight" for n in chosen.updated), *tune.heads_of(before)}
+            if self.settings.structured_neurons:
+                changes |= {f"{n}.{tree.family(before.model).down}.weight" for n in tree.blocks(before.model)}
+            checking.check(before, after, narrowed(self.settings, facts, chosen).facts.layout, changes)
+            return
         if missing := [n for n in chosen.pruned if n not in after.masks]:
             raise BrokenPromise(f"{missing[0]}: has no mask, though the pass works on it")
         chosen.rule.check(before.masks, {n: after.masks[n] for n in chosen.pruned})
@@ -97,3 +112,9 @@ class Dsee(Pass):
         differ = int((was != now).sum()) if updated else int(not _masks.same_bits(was, now))
         if differ > (self.settings.entries if updated else 0):
             raise BrokenPromise(f"{name}: differs from what it was by more than its zeros and entries")
+
+
+def _facts(artifact: Artifact) -> Facts:
+    """Return what an artifact knows of itself: which masks there are, but not their patterns."""
+    masks = {n: _masks.fact(artifact.masks[n]) for n in artifact.masks}
+    return tree.facts(artifact.model, artifact.task).after(masks=masks)

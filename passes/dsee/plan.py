@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compress import tree
 from compress.contracts import Facts
 from compress.errors import BadSettings
 from compress.families import families
-from passes import _adapter
+from passes import _adapter, _narrowing
 from passes._masks import Rule
+from passes._narrowing import Plan
 from passes.dsee.settings import DseeSettings
 
 
@@ -47,6 +49,35 @@ def choose(settings: DseeSettings, facts: Facts) -> Chosen:
     if not updated:
         raise BadSettings("no query or value is among the chosen linears, got 'qv'; 'all' would do", key="linears")
     _adapter.check_plain(facts, updated)
+    _check_sizes(settings, facts, updated)
+    return Chosen(pruned=tuple(pruned), updated=tuple(updated), rule=Rule.of(settings))
+
+
+def narrowed(settings: DseeSettings, facts: Facts, chosen: Chosen) -> Plan:
+    """Return what becomes of the blocks when heads and neurons are removed.
+
+    Raises:
+        BadSettings: it cannot be, or goes with another setting.
+    """
+    for key in ("pattern", "sparsity"):
+        if key in settings.model_fields_set:
+            what = "no mask is made where heads or neurons are removed"
+            raise BadSettings(f"{what}, got {getattr(settings, key)}; leave one of them out", key=key)
+    if settings.merge == "branch":
+        raise BadSettings("smaller matrices take the whole update, got 'branch'; 'inside' would do", key="merge")
+    try:
+        planned = _narrowing.plan(settings.asked, facts)
+    except BadSettings as error:
+        renamed = f"structured_{error.key}" if error.key in ("heads", "neurons") else error.key
+        raise BadSettings(str(error), key=renamed) from None
+    if settings.structured_heads and not {n for n in facts.shapes if _is_qv(n, facts)} <= set(chosen.updated):
+        what = "heads are scored by the updates of their queries and values, and some have none"
+        raise BadSettings(f"{what}, got {settings.structured_heads:g}; do not exclude them", key="structured_heads")
+    _check_sizes(settings, planned.facts, chosen.updated)
+    return planned
+
+
+def _check_sizes(settings: DseeSettings, facts: Facts, updated: Iterable[str]) -> None:
     for name in updated:
         out, inputs = facts.shapes[name]
         if settings.rank > min(out, inputs):
@@ -54,7 +85,6 @@ def choose(settings: DseeSettings, facts: Facts) -> Chosen:
         if settings.entries > out * inputs:
             size = f"{out * inputs}, the size of {name}"
             raise BadSettings(f"must be <= {size}, got {settings.entries}", key="entries")
-    return Chosen(pruned=tuple(pruned), updated=tuple(updated), rule=Rule.of(settings))
 
 
 def _check_update(settings: DseeSettings) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from passes._masks import MaskSettings
+from passes._narrowing import Asked
 from passes._train import TaskSettings
 from passes.dsee.support import Kind
 
@@ -33,6 +34,35 @@ class DseeSettings(MaskSettings, TaskSettings):
         "inside",
         description="the update goes under the mask and into the weight, or its low-rank part stays beside the weight",
     )
+
+    structured_heads: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="instead of masks: share of each block's attention heads to remove, those of the lowest score of "
+        "queries and values; with grouped queries a key-value head and its query heads count as one",
+    )
+    structured_neurons: float = Field(
+        0.0, ge=0, lt=1, description="instead of masks: share of each block's FFN neurons to remove, by trained gates"
+    )
+    multiple: int = Field(128, ge=1, description="with structured_neurons: the nearest multiple of this stays")
+    penalty: float = Field(1e-4, ge=0, description="with structured_neurons: weight of the gates' l1 norm in the loss")
+
+    @property
+    def structured(self) -> bool:
+        """Whether heads and neurons are removed instead of masks made."""
+        return bool(self.structured_heads or self.structured_neurons)
+
+    @property
+    def asked(self) -> Asked:
+        """What shall be removed."""
+        return Asked(
+            heads=self.structured_heads,
+            neurons=self.structured_neurons,
+            multiple=self.multiple,
+            include=self.include,
+            exclude=self.exclude,
+        )
 
     @property
     def scale(self) -> float:

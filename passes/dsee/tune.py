@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -26,11 +26,7 @@ def run_(artifact: Artifact, chosen: Chosen, settings: DseeSettings, context: Co
     """Tune, prune, tune on and merge; return the artifact with its new masks."""
     model = artifact.model
     with frozen(model, settings, context.device):
-        supports = supports_of(artifact, chosen, settings, context)
-        adapters = _adapter.attach_(
-            model, chosen.updated, artifact.masks, form=settings.form, rank=settings.rank, scale=settings.scale,
-            seed=context.seed, supports=supports,
-        )  # fmt: skip
+        adapters = attach_(artifact, chosen, settings, context)
         groups = groups_of(artifact, adapters, settings)
         context.report.record("trainable", sum(p.numel() for g in groups for p in g.parameters.values()))
         with recomputed(tree.blocks(model).values(), settings.recompute):
@@ -42,6 +38,20 @@ def run_(artifact: Artifact, chosen: Chosen, settings: DseeSettings, context: Co
         branches = settle_(artifact, adapters, settings)
     branch_(model, branches)  # here, where weights have their own precision again
     return artifact.after(masks={**artifact.masks, **masks})
+
+
+def attach_(artifact: Artifact, chosen: Chosen, settings: DseeSettings, context: Context) -> dict[str, Adapter]:
+    """Put an update on every linear that gets one; the model computes what it did."""
+    return _adapter.attach_(
+        artifact.model,
+        chosen.updated,
+        artifact.masks,
+        form=settings.form,
+        rank=settings.rank,
+        scale=settings.scale,
+        seed=context.seed,
+        supports=supports_of(artifact, chosen, settings, context),
+    )
 
 
 def supports_of(artifact: Artifact, chosen: Chosen, settings: DseeSettings, context: Context) -> dict[str, Tensor]:
@@ -79,13 +89,30 @@ def heads_of(artifact: Artifact) -> list[str]:
     return classifier(artifact.model) if artifact.task != "causal-lm" else []
 
 
-def tune_(artifact: Artifact, groups: list[Group], settings: DseeSettings, context: Context, *, pruned: bool) -> None:
-    """Train one stage; the state before the first never stays, for the masks may be drawn from the update."""
+def tune_(
+    artifact: Artifact,
+    groups: list[Group],
+    settings: DseeSettings,
+    context: Context,
+    *,
+    pruned: bool,
+    penalty: Callable[[], Tensor | float] = lambda: 0.0,
+) -> None:
+    """Train one stage; the state before the first never stays, for what is pruned may be told by the update.
+
+    Args:
+        artifact: the model, with its updates.
+        groups: what is trained.
+        settings: how.
+        context: data, seed, and where checkpoints and figures go.
+        pruned: whether it is the second stage.
+        penalty: what is added to the loss that is trained on, not to the one that is judged by.
+    """
     loss_of, validate = split_on(artifact, settings, context)
     steps = settings.steps if pruned else settings.tune_steps
     train_(
         groups,
-        loss_of,
+        lambda number: loss_of(number) + penalty(),
         settings.model_copy(update={"steps": steps}),
         context,
         name="retune" if pruned else "tune",
@@ -102,19 +129,32 @@ def masks_of(
     """Return the mask of every linear to prune, each by itself: by the score of its update, or by |W| without one.
 
     Raises:
-        BadModel: an update that the mask shall be drawn from is still zero.
+        BadModel: an update that shall tell is still zero.
     """
     masks: dict[str, Tensor] = {}
     for name in chosen.pruned:
-        score = artifact.model.get_parameter(f"{name}.weight").detach()
-        if name in adapters and settings.mask_from != "weight":
-            update = adapters[name].update()
-            if not update.any():
-                what = "tuning left its update at zero, so that no mask can be drawn from it"
-                raise BadModel(f"{name}: {what}; mask_from = 'weight', more data or a higher lr would do")
-            score = update if settings.mask_from == "update" else score + update
-        masks |= chosen.rule.masks({name: score.abs().float()}, artifact.masks)
+        if name in adapters:
+            score = score_of(name, adapters[name], settings)
+        else:
+            score = artifact.model.get_parameter(f"{name}.weight").detach().abs().float()
+        masks |= chosen.rule.masks({name: score}, artifact.masks)
     return masks
+
+
+def score_of(name: str, adapter: Adapter, settings: DseeSettings) -> Tensor:
+    """Return what an updated linear's weights are worth, float32 `[out, in]`: |update|, |W| or |W + update|.
+
+    Raises:
+        BadModel: the update shall tell and is still zero.
+    """
+    weight = adapter.weight.detach()
+    if settings.mask_from == "weight":
+        return weight.abs().float()
+    update = adapter.update()
+    if not update.any():
+        what = "tuning left its update at zero, so that nothing can be pruned by it"
+        raise BadModel(f"{name}: {what}; mask_from = 'weight', more data or a higher lr would do")
+    return (update if settings.mask_from == "update" else weight + update).abs().float()
 
 
 def prune_(artifact: Artifact, adapters: Mapping[str, Adapter], masks: Mapping[str, Tensor]) -> None:

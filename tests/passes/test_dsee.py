@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compress import tree
+from compress import blocks, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.contracts import Facts, MaskFact
@@ -331,6 +331,146 @@ def test_entries_lie_where_an_earlier_mask_keeps(bench: Maker) -> None:
     assert all(b.before.masks[n].view(-1)[s].all() for n, s in found.items())
 
 
+# -- heads and neurons -------------------------------------------------------------------------------------------------
+
+
+SLIM: dict[str, Any] = {"structured_heads": 0.5, "structured_neurons": 0.25, "multiple": 8}
+
+
+@pytest.mark.parametrize("linears", ["qv", "all"])
+@pytest.mark.parametrize("kind", [*CAUSAL, *ENCODERS])
+def test_every_family_becomes_smaller(kind: str, linears: str, bench: Maker, tmp_path: Path) -> None:
+    b = bench(kind)
+    given = {**SLIM, "linears": linears}
+    planned = dsee(**given).plan(b.facts())
+    after = b.run(**given)
+    assert tree.facts(after.model, after.task).after(trained=True) == planned
+    for was, now in zip(tree.layout(b.before.model), tree.layout(after.model), strict=True):
+        assert (now.kv_heads, now.heads, now.ffn) == (was.kv_heads // 2, was.heads // 2, was.ffn * 3 // 4)
+    assert not after.masks
+    assert not [m for m in after.model.modules() if isinstance(m, Adapter)]
+    assert {type(m) for m in tree.block_linears(after.model).values()} == {torch.nn.Linear}
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    after.save(folder)
+    assert torch.equal(logits(Artifact.load(folder)), logits(after))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_what_is_removed_is_as_good_as_zeroed(kind: str, bench: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a training the cut alone speaks: heads of small rows go, as their columns of the output set to zero."""
+    b = bench(kind)
+    table, worth = tree.family(b.before.model), {}
+    for index, (name, block) in enumerate(tree.blocks(b.before.model).items()):
+        shape = tree.layout(b.before.model)[index]
+        qkv = [block.get_parameter(f"{n}.weight").detach() for n in table.qkvo[:-1]]
+        queries, _, values = qkv if len(qkv) == 3 else qkv[0].chunk(3)
+        heads = [
+            sum(float(part[h * len(part) // shape.kv_heads : (h + 1) * len(part) // shape.kv_heads].abs().sum())
+                for part in (queries, values))
+            for h in range(shape.kv_heads)
+        ]  # fmt: skip
+        worth[name] = heads
+    monkeypatch.setattr(tune, "train_", lambda *args, **rest: None)
+    after = b.run(**{**SLIM, "structured_neurons": 0, "mask_from": "weight"})
+    for name, heads in worth.items():
+        reader = b.before.model.get_parameter(f"{name}.{table.qkvo[-1]}.weight").data
+        for head in sorted(range(len(heads)), key=heads.__getitem__)[: len(heads) // 2]:
+            reader.view(len(reader), len(heads), -1)[:, head] = 0
+    torch.testing.assert_close(logits(after), logits(b.before))
+
+
+def test_gates_choose_the_neurons_and_stay_in_the_weights(bench: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench("bert", sparsity=0.5)
+    held: list[list[str]] = []
+
+    def seen(groups: Any, *args: Any, **rest: Any) -> None:
+        held.append([n for g in groups for n in g.parameters])
+        for name, gate in [(n, p) for g in groups for n, p in g.parameters.items() if n.endswith(".gate")]:
+            gate.data = torch.linspace(-2, 2, 64) if ".0." in name else torch.linspace(1, 0, 64)
+
+    monkeypatch.setattr(tune, "train_", seen)
+    after = b.run(structured_neurons=0.25, multiple=8, mask_from="weight")
+    downs = [f"bert.encoder.layer.{i}.output.dense" for i in (0, 1)]
+    assert [n for n in held[0] if n.endswith(".gate")] == [f"{n}.gate" for n in downs]
+    assert not [n for n in held[1] if n.endswith(".gate")]
+    kept = [torch.tensor([*range(24), *range(40, 64)]), torch.arange(48)]
+    gates = [torch.linspace(-2, 2, 64), torch.linspace(1, 0, 64)]
+    for name, rows, gate in zip(downs, kept, gates, strict=True):
+        assert torch.equal(weights(after)[name], (weights(b.before)[name] * gate)[:, rows])
+        assert torch.equal(after.masks[name], b.before.masks[name][:, rows])
+        assert not weights(after)[name][~after.masks[name]].signbit().any()
+        up = name.replace("output", "intermediate")
+        assert torch.equal(weights(after)[up], weights(b.before)[up][rows])
+
+
+def test_the_penalty_is_trained_on_and_not_judged_by(bench: Maker) -> None:
+    losses, judged = [], []
+    for penalty in (0.0, 1.0):
+        b = bench("bert", folder=str(penalty))
+        b.run(structured_neurons=0.25, multiple=8, penalty=penalty, held_out=0.5, tune_steps=1)
+        losses.append(b.report.measured["tune_loss"][0][1])
+        judged.append(b.report.measured["loss"][0][1])
+    assert losses[1] - losses[0] == pytest.approx(128)  # 2 blocks of 64 gates, all 1
+    assert abs(judged[1] - judged[0]) < 1
+
+
+@pytest.mark.parametrize(("stage", "batch"), [("tune", 3), ("retune", 0), ("retune", 4)])
+def test_a_killed_run_of_a_smaller_model_resumes_to_the_same_bytes(
+    stage: str, batch: int, bench: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same_after_a_kill(bench, monkeypatch, stage, batch, SLIM)
+
+
+def test_half_precision_and_masks_survive_the_cut(bench: Maker) -> None:
+    b = bench("llama", sparsity=0.5)
+    b.before.model.to(torch.bfloat16)  # type: ignore[arg-type]
+    after = b.run(**SLIM)
+    assert {p.dtype for p in after.model.parameters()} == {torch.bfloat16}
+    assert after.masks.keys() == b.before.masks.keys()
+    assert not any(weights(after)[n][~m].any() for n, m in after.masks.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key", "what"),
+    [
+        ({"pattern": "2:4"}, "pattern", "no mask is made"),
+        ({"sparsity": 0.5}, "sparsity", "no mask is made"),
+        ({"merge": "branch"}, "merge", "'inside' would do"),
+        ({"exclude": ["q_proj"]}, "structured_heads", "some have none"),
+        ({"structured_heads": 0.9}, "structured_heads", "would keep 0"),
+        ({"structured_heads": 0, "structured_neurons": 0.01}, "structured_neurons", "nothing would be removed"),
+        ({"rank": 9, "linears": "all"}, "rank", "must be <= 8"),
+        ({"entries": 300}, "entries", "must be <= 256"),
+    ],
+)
+def test_what_cannot_be_removed_is_refused(wrong: dict[str, Any], key: str, what: str, bench: Maker) -> None:
+    with pytest.raises(BadSettings, match=what) as caught:
+        dsee(**{**SLIM, **wrong}).plan(bench().facts())
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda m: m.model.layers[0].self_attn.k_proj.weight.data.mul_(1.01), "less rows or columns"),
+        (
+            lambda m: m.model.layers[0].self_attn.o_proj.weight.data.copy_(m.model.layers[1].self_attn.o_proj.weight),
+            "o_proj",
+        ),
+        (lambda m: m.model.norm.weight.data.fill_(2), "model.norm.weight: is not what it was"),
+        (lambda m: tree.replace_(m, "model.layers.0.mlp", m.model.layers[1].self_attn), "came or went"),
+        (lambda m: blocks.slice_(m, 0, neurons=torch.arange(8)), "was asked for"),
+    ],
+)
+def test_damage_to_a_smaller_model_is_seen(damage: Any, what: str, bench: Maker) -> None:
+    b = bench()
+    after = b.run(**SLIM)
+    damage(after.model)
+    with pytest.raises(BrokenPromise, match=what):
+        dsee(**SLIM).ensures(b.before, after)
+
+
 # -- merge -----------------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +546,14 @@ def test_the_best_state_on_held_out_examples_stays(bench: Maker, monkeypatch: py
 def test_a_killed_run_resumes_to_the_same_bytes(
     stage: str, batch: int, merge: str, bench: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"merge": merge, "tune_steps": 5, "steps": 6, "checkpoint_every": 2}
+    same_after_a_kill(bench, monkeypatch, stage, batch, {"merge": merge})
+
+
+def same_after_a_kill(
+    bench: Maker, monkeypatch: pytest.MonkeyPatch, stage: str, batch: int, given: dict[str, Any]
+) -> None:
+    """Kill a run at a batch of a stage, resume it, and compare with one that ran through."""
+    given = {**given, "tune_steps": 5, "steps": 6, "checkpoint_every": 2}
     whole = bench("bert").run(**given)
     b = bench("bert", folder="killed")
 
