@@ -25,7 +25,6 @@ from compress.blocks import disk
 from compress.skeleton import INDEX, SINGLE
 from compress.tensors import Layout, Place
 
-
 _MMAP_THRESHOLD = -3  # as malloc.h has it
 
 
