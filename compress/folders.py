@@ -118,7 +118,9 @@ def _shape_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     """Return a line for each run of equal blocks, and one for the branches."""
     runs: list[tuple[int, int, str]] = []
     for index, block in enumerate(about.get("blocks", [])):
-        attention = "{heads} heads of {head_dim} on {kv_heads} of keys".format(**block) if block["heads"] else ""
+        attention = (
+            "{heads} query heads on {kv_heads} key heads of width {head_dim}".format(**block) if block["heads"] else ""
+        )
         what = f"{attention or 'no attention'}, {block['ffn'] or 'no'} neurons"
         first = runs.pop()[0] if runs and runs[-1][2] == what else index
         runs.append((first, index, what))

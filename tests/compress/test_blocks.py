@@ -487,7 +487,7 @@ def test_show_tells_the_blocks(tiny: Tiny, tmp_path: Path) -> None:
     assert about["blocks"][0] == {"heads": 0, "kv_heads": 0, "head_dim": 8, "ffn": 3}
     told = "\n".join(lines(about))
     assert "block 0: no attention, 3 neurons" in told
-    assert "block 1: 2 heads of 8 on 1 of keys, no neurons" in told
+    assert "block 1: 2 query heads on 1 key heads of width 8, no neurons" in told
     assert "4 branches, rank 3 to 3" in told
     (folder / "compress.json").unlink()
     shown = "\n".join(lines(compress.show(folder)))
