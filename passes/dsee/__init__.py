@@ -33,7 +33,7 @@ from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BrokenPromise
 from passes import _keeping, _masks
-from passes._train import cost
+from passes._train import cost, heads_of
 from passes.dsee import checking, slim, tune
 from passes.dsee.plan import choose, narrowed
 from passes.dsee.settings import DseeSettings
@@ -86,7 +86,7 @@ class Dsee(Pass):
         facts = _facts(before)
         chosen = choose(self.settings, facts)
         if self.settings.structured:
-            changes = {*(f"{n}.weight" for n in chosen.updated), *tune.heads_of(before)}
+            changes = {*(f"{n}.weight" for n in chosen.updated), *heads_of(before)}
             if self.settings.structured_neurons:
                 changes |= {f"{n}.{tree.family(before.model).down}.weight" for n in tree.blocks(before.model)}
             checking.check(before, after, narrowed(self.settings, facts, chosen).facts.layout, changes)
@@ -97,7 +97,7 @@ class Dsee(Pass):
         rest = [{n: m for n, m in a.masks.items() if n not in chosen.pruned} for a in (before, after)]
         _keeping.check_masks(before.after(masks=rest[0]), after.after(masks=rest[1]))
         _keeping.check_zeros(after.model, after.masks)
-        changes = {*(f"{n}.weight" for n in chosen.pruned), *tune.heads_of(before)}
+        changes = {*(f"{n}.weight" for n in chosen.pruned), *heads_of(before)}
         came = [f"{n}.{part}" for n in chosen.updated for part in ("a", "b")] if self.settings.merge == "branch" else []
         _keeping.check_rest(before, after, changes, came)
         for name in chosen.pruned:

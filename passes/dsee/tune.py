@@ -14,7 +14,7 @@ from compress.context import Context
 from compress.errors import BadModel
 from passes import _adapter, _masks
 from passes._adapter import Adapter
-from passes._train import Group, classifier, frozen, recomputed, split_on, thaw_, train_
+from passes._train import Group, frozen, heads_of, recomputed, split_on, thaw_, train_
 from passes.dsee.plan import Chosen
 from passes.dsee.settings import DseeSettings
 from passes.dsee.support import support_of
@@ -82,11 +82,6 @@ def groups_of(artifact: Artifact, adapters: Mapping[str, Adapter], settings: Dse
     heads = {n: every[n] for n in heads_of(artifact)}
     thaw_(heads.values())
     return [Group(found, settings.lr, settings.weight_decay) for found in (updates, heads) if found]
-
-
-def heads_of(artifact: Artifact) -> list[str]:
-    """Return the parameters of a task model's classifier; a language model's head stays as it is."""
-    return classifier(artifact.model) if artifact.task != "causal-lm" else []
 
 
 def tune_(

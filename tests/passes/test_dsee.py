@@ -23,7 +23,7 @@ from compress.data import DataSettings, Source
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise
 from passes import _masks
 from passes._adapter import Adapter
-from passes._train import train_
+from passes._train import heads_of, train_
 from passes.dsee import Dsee, tune
 from passes.dsee.plan import choose
 from passes.dsee.support import support_of
@@ -199,7 +199,7 @@ def test_trained_numbers_are_those_of_the_paper(entries: int) -> None:
 def test_every_family_is_tuned_pruned_and_merged(kind: str, merge: str, bench: Maker) -> None:
     b = bench(kind)
     after = b.run(merge=merge)
-    updated, heads = qv(after), set(tune.heads_of(b.before))
+    updated, heads = qv(after), set(heads_of(b.before))
     pruned = {f"{n}.weight" for n in weights(after)}
     assert bool(heads) == (kind in ENCODERS)
     assert changed(b.before, after) <= pruned | heads
@@ -242,7 +242,7 @@ def test_the_optimizer_holds_what_the_formula_counts_and_no_more(
     monkeypatch.setattr(tune, "train_", seen)
     plugin = dsee(rank=rank, support="top-magnitude")
     plugin.run(start, b.context)
-    heads = {n: dict(b.before.model.named_parameters())[n].numel() for n in tune.heads_of(b.before)}
+    heads = {n: dict(b.before.model.named_parameters())[n].numel() for n in heads_of(b.before)}
     parts = ["lora_a", "lora_b"] * (rank > 0) + ["lora_s"]
     assert list(held[0]) == list(held[1])
     assert set(held[0]) == {f"{n}.{part}" for n in qv(b.before) for part in parts} | set(heads)
@@ -516,7 +516,7 @@ def test_task_models_train_their_classifier(kind: str, task: str, bench: Maker) 
     b = bench(kind, task)
     b.before.model.config.pad_token_id = b.before.tokenizer.pad_token_id  # where a decoder's last token is told by it
     after = b.run()
-    heads = set(tune.heads_of(b.before))
+    heads = set(heads_of(b.before))
     assert heads
     assert heads <= changed(b.before, after)
     assert heads == changed(b.before, after) - {f"{n}.weight" for n in weights(after)}
