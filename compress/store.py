@@ -165,6 +165,6 @@ def _leave(opened: ExitStack, *_: object) -> None:
 
 def _link(source: Path, path: Path) -> None:
     try:
-        os.link(source, path)
+        os.link(source.resolve(), path)  # else a link to a link, as hubs' caches have them
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, path)

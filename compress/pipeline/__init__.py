@@ -41,17 +41,19 @@ class Run:
         steps: every step in order, the dense artifact first.
         engines: engine folders by name (the target's; `<target>-dense` for the parent's).
         report: the content of `report.json`.
+        stored: whether weights stay on disk.
     """
 
     folder: Path
     steps: tuple[Done, ...]
     engines: Mapping[str, Path]
     report: Mapping[str, Any]
+    stored: bool = False
 
     @property
     def artifact(self) -> Artifact:
         """The last pass's artifact."""
-        return Artifact.load(self.steps[-1].folder)
+        return Artifact.load(self.steps[-1].folder, stored=self.stored)
 
     def engine(self, name: str | None = None) -> Engine:
         """Open an engine, the first target's unless named."""
@@ -157,7 +159,7 @@ def _run(pipeline: Pipeline, facts: list[Facts], folder: Path, console: Console)
     console.say(f"finished in {time.monotonic() - started:.0f} s; report: {folder / 'report.html'}")
     for line in summary.headline(content):
         console.say(f"  {line}")
-    return Run(folder=folder, steps=tuple(runner.done), engines=engines, report=content)
+    return Run(folder=folder, steps=tuple(runner.done), engines=engines, report=content, stored=runner.stored)
 
 
 def _exports(pipeline: Pipeline) -> Iterator[tuple[Any, Any, str, bool]]:

@@ -85,12 +85,12 @@ def test_a_streaming_pass_gives_the_same_bits(tiny: Tiny, use: str, kind: str, t
     before.mkdir()
     tiny(kind, FAMILIES[kind]).save(before)
     found = registry.load("passes", use, Pass)
-    plugin = found(found.Settings(sparsity=0.5))
+    plugin = found(found.Settings())
     asked = DataSettings(source=str(text), windows=4, length=16)
-    data = {role: Source(asked, role, "causal-lm", 0, tmp_path / "data") for role in plugin.data_uses()}
+    source = Source(asked, "calibration", "causal-lm", 0, tmp_path / "data")
     for name, stored in (("memory", False), ("disk", True)):
         (tmp_path / name).mkdir()
-        context = Context(folder=tmp_path / f"work-{name}", data=dict(data))
+        context = Context(folder=tmp_path / f"work-{name}", data=dict.fromkeys(plugin.data_uses(), source))
         context.folder.mkdir()
         plugin.run(Artifact.load(before, stored=stored), context).save(tmp_path / name)
         plugin.ensures(*(Artifact.load(f, stored=stored) for f in (before, tmp_path / name)))
@@ -191,7 +191,7 @@ def growth(text: Path, small: Path, large: Path, tmp_path: Path) -> float:
     """Return by how many MiB a run of a large model needs more memory than one of a small model."""
     paths = [write(tmp_path / n, text, m, use="magnitude") for n, m in (("small", small), ("large", large))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PEAK, *paths]
+    command = [sys.executable, "-c", PEAK, *map(str, paths)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return float(found["growth_mib"])
