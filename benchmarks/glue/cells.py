@@ -12,12 +12,14 @@ Kind = Literal["classification", "regression"]
 SPARSITIES = (0.5, 0.9)
 DENSE = ("full", "lora")
 SPARSE = ("dsee", "pst")  # beside magnitude, which prunes what `full` has trained
+SMALLER = "dsee-structured"  # a quarter of the heads and of the FFN neurons is gone
 SEEDS = 3
 GRID: dict[str, tuple[float, ...]] = {
     "full": (2e-5, 5e-5, 1e-4),
     "lora": (3e-4, 1e-3, 3e-3),
     "dsee": (3e-4, 1e-3, 3e-3),
     "pst": (3e-4, 1e-3, 3e-3),
+    SMALLER: (3e-4, 1e-3, 3e-3),
 }
 
 
@@ -55,7 +57,7 @@ class Cell:
 
     Attributes:
         task: a key of `TASKS`.
-        method: `full`, `lora`, `magnitude`, `dsee` or `pst`.
+        method: `full`, `lora`, `magnitude`, `dsee`, `pst` or `dsee-structured`.
         sparsity: share of zeros in every linear of the blocks.
         seed: of the classifier, of initial values and of the order of batches.
         lr: the peak learning rate; None = the one that tuning found.
@@ -93,9 +95,10 @@ class Cell:
                 return "recover", {**shared, "method": self.method, "steps": steps}
             case "magnitude":
                 return "magnitude", {"sparsity": self.sparsity}
-            case "dsee":
-                first = steps // 2
-                return "dsee", {**shared, "sparsity": self.sparsity, "tune_steps": first, "steps": steps - first}
+            case "dsee" | "dsee-structured":
+                share = {"structured_heads": 0.25, "structured_neurons": 0.25}
+                asked = {"sparsity": self.sparsity} if self.method == "dsee" else share
+                return "dsee", {**shared, **asked, "tune_steps": steps // 2, "steps": steps - steps // 2}
         return "pst", {**shared, "sparsity": self.sparsity, "steps": steps}
 
 
@@ -105,3 +108,4 @@ def cells(tasks: tuple[str, ...], seeds: int) -> Iterator[Cell]:
         for task in tasks:
             yield from (Cell(task=task, method=m, seed=seed) for m in DENSE)
             yield from (Cell(task=task, method=m, sparsity=s, seed=seed) for s in SPARSITIES for m in SPARSE)
+            yield Cell(task=task, method=SMALLER, seed=seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._ledger import Row
-from benchmarks.glue.cells import SPARSITIES, Cell
+from benchmarks.glue.cells import SMALLER, SPARSITIES, Cell
 from benchmarks.glue.measure import Bench
 from compress import registry
 from compress.context import Context
@@ -26,6 +26,7 @@ def run(bench: Bench, folder: Path, seconds: float) -> Row:
     wanted: list[tuple[Cell, dict[str, Any]]] = [(Cell(task=task, method="full", lr=1e-5), {})]
     wanted += [(Cell(task=task, method=m, sparsity=s, lr=1e-4), {}) for m in ("dsee", "pst") for s in SPARSITIES]
     wanted += [(Cell(task=task, method="dsee", sparsity=SPARSITIES[-1], lr=1e-4), {"merge": "branch"})]
+    wanted += [(Cell(task=task, method=SMALLER, lr=1e-4), {})]
     found = registry.load("exporters", "onnx", Exporter)
     target = Target(prompt=bench.tokens, generate=0)
     folders = {}

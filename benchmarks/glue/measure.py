@@ -104,7 +104,6 @@ class Bench:
     def _row(self, cell: Cell, artifact: Artifact, trainable: int, started: float) -> Row:
         model, kind = artifact.model, self.task.kind
         tuning, dev = (evaluate(artifact, part, kind) for part in (self.tuning, self.dev))
-        dense, kept = flops(model, self.tokens)
         return {
             **_named(cell),
             "predicted": [round(v, 5) for v in dev.samples["predicted" if kind == "classification" else "score"]],
@@ -112,10 +111,15 @@ class Bench:
             "trainable": trainable,
             "parameters": sum(p.numel() for p in model.parameters()),
             "zeros": sum(1 - m.float().mean().item() for m in artifact.masks.values()) / max(len(artifact.masks), 1),
-            "flops": dense,
-            "flops_kept": kept,
+            "flops": self.dense_flops,
+            "flops_kept": flops(model, self.tokens),
             "seconds": round(time.monotonic() - started, 1),
         }
+
+    @cached_property
+    def dense_flops(self) -> int:
+        """What the encoder takes before anything is pruned."""
+        return flops(self.start(0).model, self.tokens)
 
     @cached_property
     def tokens(self) -> int:
@@ -133,16 +137,15 @@ class Bench:
         return Source(settings, role, self.task.kind, _SEED, self.cache).examples(self.start(0).tokenizer)
 
 
-def flops(model: PreTrainedModel, tokens: int) -> tuple[int, int]:
-    """Return the products and sums of the blocks for one sequence, and those that no zero weight takes part in.
+def flops(model: PreTrainedModel, tokens: int) -> int:
+    """Return the products and sums of the blocks for one sequence, those of zero weights left out.
 
     Two for each weight and token, four for each pair of tokens and each channel of the attention (its scores and their
     use); norms, activations, embeddings and the head are left out.
     """
-    linears = tree.block_linears(model).values()
-    attention = 4 * tokens**2 * model.config.hidden_size * model.config.num_hidden_layers
-    weights, kept = sum(m.weight.numel() for m in linears), sum(int(m.weight.count_nonzero()) for m in linears)
-    return 2 * tokens * weights + attention, 2 * tokens * kept + attention
+    channels = sum(block.heads * block.head_dim for block in tree.layout(model))
+    weights = sum(int(m.weight.count_nonzero()) for m in tree.block_linears(model).values())
+    return 2 * tokens * weights + 4 * tokens**2 * channels
 
 
 def _named(cell: Cell) -> Row:

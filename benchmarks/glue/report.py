@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._ledger import Row
-from benchmarks.glue.cells import DENSE, SEEDS, SPARSE, SPARSITIES, TASKS, Cell
+from benchmarks.glue.cells import DENSE, SEEDS, SMALLER, SPARSE, SPARSITIES, TASKS, Cell
 from compress.evaluate.statistics import STATISTICS, interval
 
 Reals = NDArray[np.float64]
@@ -73,7 +73,7 @@ def render(setup: Row, rows: Mapping[str, Row]) -> str:
 
 def _task(table: Table) -> str:
     name, full = table.task.name, Cell(task=table.task.name, method="full")
-    shown = [Cell(task=name, method=m) for m in DENSE]
+    shown = [Cell(task=name, method=m) for m in (*DENSE, SMALLER)]
     shown += [Cell(task=name, method=m, sparsity=s) for s in SPARSITIES for m in ("magnitude", *SPARSE)]
     lines = [
         f"## {name}: {table.task.metric.replace('_', ' and ')} on {len(table.truth)} dev examples, in percent",

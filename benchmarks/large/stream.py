@@ -1,7 +1,7 @@
 """Prune a model that does not fit in memory, from its files: peak memory, seconds, and a kill on the way.
 
-    python benchmarks/large/stream.py --work runs/stream                        # 24 layers, 0.5 B parameters
-    python benchmarks/large/stream.py --work runs/stream --layers 6 --limit 700 # a quarter of it
+    python benchmarks/large/stream.py --work runs/stream --given 'update = "obs"'   # 24 layers, 0.48 B parameters
+    python benchmarks/large/stream.py --work runs/stream --given 'update = "obs"' --hidden 768 --ffn 2048 --limit 600
 
 Random weights in the shape of a Llama are written block by block.  `compress run` then has less memory than they take:
 the system refuses it more (RLIMIT_DATA, which counts what a process allocates, libraries' 300 MiB among it).  It is
@@ -43,6 +43,7 @@ windows = 2
 length = 128
 [[pass]]
 use = "{use}"
+{given}
 [[export]]
 use = "safetensors"
 """
@@ -114,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the model and the run")
     parser.add_argument("--use", default="sparsegpt", help="the pass")
+    parser.add_argument("--given", default="", help="its settings, as the pipeline file has them")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1280)
     parser.add_argument("--ffn", type=int, default=3456)
@@ -124,7 +126,7 @@ def main() -> None:
     shutil.rmtree(work / "run", ignore_errors=True)
     parameters = make(work / "model", config_of(args.layers, args.hidden, args.ffn))
     threads, where = torch.get_num_threads(), {"run": work / "run", "model": work / "model"}
-    text = PIPELINE.format(use=args.use, windows=args.windows, threads=threads, **where)
+    text = PIPELINE.format(use=args.use, given=args.given, windows=args.windows, threads=threads, **where)
     (work / "stream.toml").write_text(text)
     killed = run(work / "stream.toml", args.limit, work / "run", args.layers // 2)
     resumed = run(work / "stream.toml", args.limit)
