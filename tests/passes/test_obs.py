@@ -175,7 +175,8 @@ def test_refit_is_least_squares_row_by_row(start: str) -> None:
     assert (error(new, weight, hessian) <= error(first * mask, weight, hessian)).all()
     best = error(exact(mask, weight, hessian), weight, hessian)
     torch.testing.assert_close(error(new, weight, hessian), best, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(error(refit(first, mask, weight, hessian), weight, hessian), best, rtol=2e-2, atol=1e-6)
+    soon, before = (error(w, weight, hessian).sum() for w in (refit(first, mask, weight, hessian), first * mask))
+    assert soon - best.sum() < 0.01 * (before - best.sum())
     torch.testing.assert_close(new.double(), exact(mask, weight, hessian), rtol=5e-3, atol=5e-3)
 
 
