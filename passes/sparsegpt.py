@@ -41,6 +41,11 @@ _ROUNDS = 3  # of swaps and the solution after them
 class SparseGPTSettings(OneshotSettings):
     """Settings of SparseGPT."""
 
+    reference: Literal["sparse", "dense"] = Field(
+        "dense",
+        description="what the output of a pruned linear is held against: what its old weight makes of the inputs that "
+        "it gets now, or what the model gave before anything changed",
+    )
     scope: Literal["matrix", "row"] = Field(
         "matrix", description="what the sparsity is of: all rows of each block of columns, or each row"
     )

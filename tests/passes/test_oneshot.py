@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from compress.context import Context, QuietReport
 from compress.contracts import MaskFact, Pass
 from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
+from passes import _densities
+from passes._journal import Journal
 from passes._masks import fact, same_bits
 from passes._oneshot import Oneshot
 from passes.magnitude import Magnitude
@@ -115,6 +118,18 @@ class Killed(Exception):
     """As if the process had been killed."""
 
 
+def killed_at(number: int, does: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, dead at its call of that number."""
+    calls = itertools.count(1)
+
+    def call(*args: Any) -> Any:
+        if next(calls) == number:
+            raise Killed
+        return does(*args)
+
+    return call
+
+
 @pytest.mark.parametrize(("use", "given"), VARIANTS)
 def test_a_killed_run_resumes_to_the_same_bytes_and_words(
     tiny: Tiny, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str, given: dict[str, Any]
@@ -122,18 +137,8 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_words(
     found = []
     for name, kill in (("whole", 0), ("killed", 3)):
         (tmp_path / name).mkdir()
-        count = 0
-        passed = Oneshot._change_
-
-        def change_(self: Any, *args: Any, kill: int = kill) -> Any:
-            nonlocal count
-            count += 1
-            if count == kill:
-                raise Killed
-            return passed(self, *args)  # noqa: B023
-
         with monkeypatch.context() as patch:
-            patch.setattr(Oneshot, "_change_", change_)
+            patch.setattr(Oneshot, "_change_", killed_at(kill, Oneshot._change_))
             for attempt in range(2 if kill else 1):
                 artifact, report = tiny("qwen2"), QuietReport()
                 context = context_of(artifact, texts, tmp_path / name, report)
@@ -203,6 +208,35 @@ def test_owl_prunes_blocks_apart_and_all_together_as_asked(tiny: Tiny, run: Any)
     assert any(n.startswith("sparsity of the blocks: 70.") and n.endswith("%") for n in report.notes)
 
 
+def test_ensures_holds_owl_to_its_mean(tiny: Tiny, run: Any) -> None:
+    plugin = make("wanda", densities="owl")
+    was, after, _ = run(plugin, tiny("llama"))
+    name = "model.layers.1.mlp.down_proj"
+    for index, expected in ((0, "counts of zeros miss"), (slice(None), "all linears together lost")):
+        mask = after.masks[name].clone()
+        mask[index] = torch.arange(mask.shape[1]) < 3
+        after.tensor(f"{name}.weight").masked_fill_(~mask, 0)
+        with pytest.raises(BrokenPromise, match=expected):
+            plugin.ensures(was, after.after(masks={**after.masks, name: mask}))
+
+
+def test_a_look_at_the_inputs_resumes_where_it_was(
+    tiny: Tiny, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, context = tiny("llama"), context_of(tiny("llama"), texts, tmp_path)
+    names, settings = list(tree.block_linears(artifact.model)), make("wanda").settings
+    with monkeypatch.context() as patch:
+        patch.setattr("passes._densities.save", killed_at(2, _densities.save))
+        with pytest.raises(Killed):
+            _densities.squares(artifact, names, settings, context)
+    found = _densities.squares(artifact, names, settings, context)
+    (tmp_path / "whole").mkdir()
+    whole = _densities.squares(artifact, names, settings, context_of(artifact, texts, tmp_path / "whole"))
+    assert list(found) == list(whole) == names
+    assert all(same_bits(square, found[n]) and (square > 0).any() for n, square in whole.items())
+    assert all(same_bits(t, tiny("llama").tensor(n)) for n, t in state(artifact).items())
+
+
 @pytest.mark.parametrize("use", USES)
 def test_inputs_that_are_always_zero_are_noted(tiny: Tiny, run: Any, use: str) -> None:
     artifact = tiny("opt")
@@ -248,7 +282,13 @@ class Told(Oneshot):
         return self.prune(artifact, context)
 
 
-def test_what_is_better_on_held_out_windows_stays_and_is_told(tiny: Tiny, texts: Path, tmp_path: Path) -> None:
+def test_what_is_better_on_held_out_windows_stays_and_is_told(
+    tiny: Tiny, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("passes._oneshot.Journal.save", killed_at(7, Journal.save))
+        with pytest.raises(Killed):
+            Told(make("wanda").settings).run(tiny("llama"), context_of(tiny("llama"), texts, tmp_path))
     artifact, report = tiny("llama"), QuietReport()
     old = state(artifact)
     after = Told(make("wanda").settings).run(artifact, context_of(artifact, texts, tmp_path, report))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.errors import BadModel
 from passes._layerwise import Inputs, Layer
-from passes._obs import damped, error
+from passes._obs import damped, error, inverse_factor
 from passes._oneshot import Attempt, Task
 from passes.sparsegpt import SparseGPT
 
@@ -79,7 +79,9 @@ def test_block_size_does_not_matter_for_groups(size: int) -> None:
 @pytest.mark.parametrize("given", [{"refine": "swaps"}, {"update": "obs"}])
 def test_an_earlier_mask_stays(given: dict[str, Any]) -> None:
     old = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(9)) < 0.6
-    _, found = attempts(inputs(), old=old, sparsity=0.7, **given)
+    x = inputs()[:, :8] @ torch.randn(8, COLUMNS, generator=torch.Generator().manual_seed(3))  # any weight may stand in
+    _, found = attempts(x + 0.01 * inputs(1), old=old, sparsity=0.7, **given)
+    assert len(found) == 2 or not found[2].mask.equal(found[1].mask)
     for attempt in found:
         assert not (attempt.mask & ~old).any()
         assert int((~attempt.mask).sum()) == round(0.7 * old.numel())
@@ -117,6 +119,23 @@ def test_what_cannot_be_inverted_is_tried_harder_told_and_then_refused() -> None
     with pytest.raises(BadModel, match="x: what they read is too dependent to be inverted; raise damping"):
         attempts(x, notes, damping=0)
     assert notes[-1] == "x: H has no Cholesky factor with damping 0 in fp64"
+
+
+def test_ten_times_the_damping_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def fails_twice(hessian: Tensor) -> Tensor | None:
+        seen.append(hessian)
+        return inverse_factor(hessian) if len(seen) == 3 else None
+
+    monkeypatch.setattr("passes._obs.inverse_factor", fails_twice)
+    x, notes = inputs(), list[str]()
+    attempts(x, notes, damping=0.02)
+    assert [h.dtype for h in seen] == [torch.float32, torch.float64, torch.float64]
+    square = (x.T @ x / len(x)).diagonal()
+    for hessian, share in zip(seen, (0.02, 0.02, 0.2), strict=True):
+        torch.testing.assert_close(hessian.diagonal().float(), square + share * square.mean())
+    assert notes == [f"x: H has no Cholesky factor with damping 0.02 in fp{bits}" for bits in (32, 64)]
 
 
 def test_the_dense_reference_makes_up_for_what_the_inputs_lost() -> None:
