@@ -13,7 +13,7 @@ class LayerwiseSettings(MaskSettings):
     """Settings of a walk over the blocks."""
 
     sequential: Literal["linear", "block"] = Field(
-        "linear",
+        "block",
         description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
         "or, in one run, before any of its block has",
     )

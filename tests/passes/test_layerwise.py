@@ -54,7 +54,7 @@ class Bench:
         self.names = list(tree.block_linears(artifact.model))
 
     def walk(self, change_: Changed, gram: bool = True, names: Sequence[str] = (), **given: Any) -> dict[str, Tensor]:
-        settings = LayerwiseSettings(**{"batch": 4, **given})
+        settings = LayerwiseSettings(**{"batch": 4, "sequential": "linear", **given})
         return dict(walk_(self.artifact, names or self.names, settings, self.context, change_, gram=gram))
 
     def parts(self) -> tuple[list[int], list[int]]:

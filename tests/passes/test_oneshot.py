@@ -261,7 +261,7 @@ def test_values_that_are_not_finite_are_told_by_name(tiny: Tiny, run: Any, use: 
     with torch.no_grad():
         artifact.model.get_parameter("model.layers.1.self_attn.o_proj.weight")[0, 0] = torch.nan
     with pytest.raises(BadModel, match=r"model.layers.1.self_attn.o_proj: "):
-        run(make(use), artifact, "again")
+        run(make(use, sequential="linear"), artifact, "again")
 
 
 class Told(Oneshot):
@@ -289,10 +289,14 @@ def test_what_is_better_on_held_out_windows_stays_and_is_told(
     with monkeypatch.context() as patch:
         patch.setattr("passes._oneshot.Journal.save", killed_at(7, Journal.save))
         with pytest.raises(Killed):
-            Told(make("wanda").settings).run(tiny("llama"), context_of(tiny("llama"), texts, tmp_path))
+            Told(make("wanda", sequential="linear").settings).run(
+                tiny("llama"), context_of(tiny("llama"), texts, tmp_path)
+            )
     artifact, report = tiny("llama"), QuietReport()
     old = state(artifact)
-    after = Told(make("wanda").settings).run(artifact, context_of(artifact, texts, tmp_path, report))
+    after = Told(make("wanda", sequential="linear").settings).run(
+        artifact, context_of(artifact, texts, tmp_path, report)
+    )
     for name in after.masks:
         assert after.tensor(f"{name}.weight").equal(old[f"{name}.weight"].masked_fill(~after.masks[name], 0))
     found = [n for n in report.notes if n.startswith("nonsense did worse than plain zeroing on held-out windows")]
