@@ -13,7 +13,7 @@ while that lowers the error, and solves the rows once more.
 Papers: Frantar and Alistarh 2023, SparseGPT (arXiv 2301.00774); swaps after SparseSwaps (arXiv 2512.10922).
 
 Cost: two forwards of the calibration windows, block by block (three with the dense reference), `in^2` products a token
-and linear, `in^3` for its inverse and `out * in^2` for its sweep; the exact update some hundred times `out * in^2`.
+and linear, `in^3` for its inverse and `out * in^2` for its sweep; the exact update some 20 times `out * in^2`.
 Keeps: earlier masks, biases, norms, embeddings and head.
 Helps: wherever weights may change: at 50 % and 2:4 it loses a fraction of what masks alone lose.
 Hurts: with few calibration windows the update fits their text, as the held-out errors then tell.

@@ -176,7 +176,7 @@ def test_refit_is_least_squares_row_by_row(start: str) -> None:
     best = error(exact(mask, weight, hessian), weight, hessian)
     torch.testing.assert_close(error(new, weight, hessian), best, rtol=1e-4, atol=1e-6)
     soon, before = (error(w, weight, hessian).sum() for w in (refit(first, mask, weight, hessian), first * mask))
-    assert soon - best.sum() < 0.01 * (before - best.sum())
+    assert soon - best.sum() < (0.01 if start == "swept" else 0.1) * (before - best.sum())
     torch.testing.assert_close(new.double(), exact(mask, weight, hessian), rtol=5e-3, atol=5e-3)
 
 
