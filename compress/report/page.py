@@ -50,7 +50,7 @@ def _verdict(content: Mapping[str, Any]) -> list[str]:
     """Return what happened in whole sentences."""
     said = []
     model = content.get("model") or {}
-    was, left = model.get("parameters"), model.get("parameters_left")
+    was, left = model.get("parameters") or 0, model.get("parameters_left") or 0
     if (fewer := words.shrunk(left, was)) and fewer.tone != "same":
         said.append(f"{words.parameters(left)} parameters where there were {words.parameters(was)}: {fewer.text}.")
     if layers := content.get("layers"):
