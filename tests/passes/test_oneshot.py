@@ -20,9 +20,9 @@ from compress.contracts import MaskFact, Pass
 from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
 from passes import _densities
-from passes._journal import Journal
 from passes._masks import fact, same_bits
 from passes._oneshot import Oneshot
+from passes._oneshot.journal import Journal
 from passes.magnitude import Magnitude
 from tests.conftest import CAUSAL, ENCODERS
 
@@ -287,7 +287,7 @@ def test_what_is_better_on_held_out_windows_stays_and_is_told(
     tiny: Tiny, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("passes._oneshot.Journal.save", killed_at(7, Journal.save))
+        patch.setattr(Journal, "save", killed_at(7, Journal.save))
         with pytest.raises(Killed):
             Told(make("wanda", sequential="linear").settings).run(
                 tiny("llama"), context_of(tiny("llama"), texts, tmp_path)

@@ -1,20 +1,13 @@
-"""Pruning in one walk over the blocks: what the passes share that choose masks from what each linear reads.
-
-A pass makes attempts at each linear, plain zeroing first; the last is what was asked for, and where an earlier one is
-nearer to the old outputs on held-out windows, that one stays and a note says so.
-"""
+"""The pass itself: rules, the walk, what is told and promised."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from compress import tree
@@ -23,54 +16,14 @@ from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BadModel, BadSettings
 from passes import _densities, _pruned, _swaps
-from passes._journal import Journal
-from passes._layerwise import Inputs, Layer, LayerwiseSettings, error, walk_
+from passes._layerwise import Inputs, Layer, error, walk_
 from passes._masks import Rule, Scope
+from passes._oneshot.journal import Journal
+from passes._oneshot.settings import OneshotSettings
+from passes._oneshot.task import Attempt, Task
 from passes._pruned import Readable
 
 _TOKENS = 64 * 1024  # of the calibration that estimates count with
-
-
-class OneshotSettings(LayerwiseSettings):
-    """Settings of a pass that prunes in one walk."""
-
-    densities: Literal["uniform", "owl"] = Field(
-        "uniform", description="every block as sparse as every other, or the denser the more outliers it has"
-    )
-    owl_lambda: float = Field(0.08, gt=0, lt=0.5, description="with 'owl': half of what densities may lie apart")
-    owl_threshold: float = Field(5.0, gt=0, description="with 'owl': times the mean score, from which on is an outlier")
-    refine: Literal["none", "swaps"] = Field(
-        "none", description="whether kept and pruned weights of a row change places while that lowers its error"
-    )
-    refine_cycles: int = Field(50, ge=1, description="with 'swaps': most swaps of a row")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One linear to prune: what it reads, what is asked, and what an earlier mask kept."""
-
-    layer: Layer
-    rule: Rule
-    old: Tensor
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight as it is, float32 `[out, in]`."""
-        return self.layer.linear.weight.detach().float()
-
-    def mask(self, score: Tensor) -> Tensor:
-        """Return the mask that the rule makes of scores."""
-        name = self.layer.name
-        return self.rule.masks({name: score}, {name: self.old})[name]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What a linear may become: float32 `[out, in]`, zero where its mask prunes."""
-
-    what: str
-    weight: Tensor
-    mask: Tensor
 
 
 class Oneshot(Pass):
