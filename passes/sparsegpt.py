@@ -41,6 +41,11 @@ _ROUNDS = 3  # of swaps and the solution after them
 class SparseGPTSettings(OneshotSettings):
     """Settings of SparseGPT."""
 
+    sequential: Literal["linear", "block"] = Field(
+        "linear",
+        description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
+        "so that it can make up for what they lost, or, in one run, before any of its block has",
+    )
     reference: Literal["sparse", "dense"] = Field(
         "dense",
         description="what the output of a pruned linear is held against: what its old weight makes of the inputs that "

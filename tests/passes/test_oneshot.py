@@ -328,6 +328,13 @@ def test_impossible_settings_are_found_before_any_work(tiny: Tiny, use: str, giv
     assert caught.value.key == key
 
 
+def test_only_updates_see_what_the_linears_before_them_lost() -> None:
+    given = {use: make(use).settings for use in USES}
+    assert {use: (s.sequential, s.reference) for use, s in given.items()} == {
+        "wanda": ("block", "sparse"), "ria": ("block", "sparse"), "sparsegpt": ("linear", "dense"),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("use", USES)
 def test_plan_tells_the_masks_and_estimate_the_cost(tiny: Tiny, use: str) -> None:
     facts = tree.facts(tiny("llama").model, "causal-lm")
