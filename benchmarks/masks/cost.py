@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import platform
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
 from benchmarks._ledger import Row
 from benchmarks.masks import cases, run
+from benchmarks.masks.ours import METHODS
 from benchmarks.masks.run import Cell
 
-TOOLS = ("compress", "llm-compressor")
+PEER = Cell("llm-compressor", "sparsegpt", "2:4")
+OURS = [Cell("compress", m, "2:4") for m in METHODS if m.startswith("sparsegpt")]
 RESULT = run.RESULTS / "cost.md"
 
 
@@ -23,41 +26,38 @@ def main() -> None:
     """Measure in turns and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="the folder of the peers' environments")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each tool, in turns")
-    parser.add_argument("--pattern", default="2:4", choices=run.PATTERNS)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turns")
     parser.add_argument("--work", type=Path, default=Path("runs/masks"), help="where the model is kept")
     given = parser.parse_args()
     case = given.work / "geometry"
     if not (case / cases.IDS).exists():
         cases.geometry(case)
-    measured: dict[str, list[Row]] = {tool: [] for tool in TOOLS}
+    measured: dict[Cell, list[Row]] = {cell: [] for cell in (PEER, *OURS)}
     for _ in range(given.rounds):
-        for tool in TOOLS:
+        for cell, rows in measured.items():
             with tempfile.TemporaryDirectory() as folder:
-                cell = Cell(tool, "sparsegpt", given.pattern)
                 row = run.pruned(cell, case, given.peers, Path(folder) / "pruned.safetensors")
             if "failed" in row:
-                raise SystemExit(f"error: {tool}: {row['failed']}")
-            print(f"{tool}: {row['seconds']:.1f} s, {row['added_mib']:.0f} MiB above what was imported", flush=True)
-            measured[tool].append(row)
-    text = table(measured, given.pattern)
-    RESULT.write_text(text)
-    print(f"\n{text}")
+                raise SystemExit(f"error: {cell.key}: {row['failed']}")
+            print(f"{cell.key}: {row['seconds']:.1f} s, {row['added_mib']:.0f} MiB above what was imported", flush=True)
+            rows.append(row)
+        RESULT.write_text(table(measured))
+    print(f"\n{table(measured)}")
 
 
-def table(measured: dict[str, list[Row]], pattern: str) -> str:
+def table(measured: Mapping[Cell, list[Row]]) -> str:
     """Return medians, and ours as shares of the peer's."""
-    rounds = len(measured[TOOLS[0]])
-    found = {t: {k: median(r[k] for r in rows) for k in ("seconds", "added_mib")} for t, rows in measured.items()}
-    ours, theirs = (found[t] for t in TOOLS)
+    found = {c: {k: median(r[k] for r in rows) for k in ("seconds", "added_mib")} for c, rows in measured.items()}
+    peer = found[PEER]
     lines = [
-        f"SparseGPT {pattern}, 135 M random parameters, {cases.CALIBRATION} windows of {cases.LENGTH} tokens, "
-        f"one thread, medians of {rounds} in turns, Python {platform.python_version()}.\n",
-        "| tool | seconds | MiB above what was imported |",
-        "|---|--:|--:|",
-        *(f"| {tool} | {f['seconds']:.1f} | {f['added_mib']:.0f} |" for tool, f in found.items()),
-        f"| ratio | {ours['seconds'] / theirs['seconds']:.2f} | {ours['added_mib'] / theirs['added_mib']:.2f} |",
+        f"SparseGPT 2:4, 135 M random parameters, {cases.CALIBRATION} windows of {cases.LENGTH} tokens, "
+        f"one thread, medians of {len(measured[PEER])} in turns, Python {platform.python_version()}.\n",
+        "| tool | method | seconds | x peer | MiB above what was imported | x peer |",
+        "|---|---|--:|--:|--:|--:|",
     ]
+    for cell, figures in found.items():
+        shown = (f"{value:.0f} | {value / peer[key]:.2f}" for key, value in figures.items())
+        lines.append(f"| {cell.tool} | {cell.method} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 

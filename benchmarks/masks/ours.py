@@ -5,11 +5,15 @@ python -m benchmarks.masks.ours CASE METHOD PATTERN OUT
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.masks.peers import _case
@@ -18,7 +22,11 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Pass
 from compress.data import Examples, Source
+from compress.store import give_back_
 
+# As many forwards as the peers take: a block at a time, against what the pruned model itself gives.
+LIGHT = {"sequential": "block", "reference": "sparse"}
+FROM_DISK = "from disk"  # one block in memory at a time
 # Name in the tables -> the pass, and its settings where they are not the defaults.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
@@ -28,9 +36,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ria": ("ria", {}),
     "ria + permute": ("ria", {"permute": True}),
     "sparsegpt": ("sparsegpt", {}),
+    "sparsegpt, light": ("sparsegpt", LIGHT),
+    "sparsegpt, light, from disk": ("sparsegpt", LIGHT),
     "sparsegpt, plain": (
         "sparsegpt",
-        {"update": "obs", "refine": "none", "sequential": "block", "reference": "sparse"},
+        {**LIGHT, "update": "obs"},
     ),
 }
 
@@ -71,5 +81,24 @@ def prune(model: Any, tokenizer: Any, calibration: Tensor, method: str, pattern:
         return through(use, settings, Artifact(model=model, tokenizer=tokenizer), Path(folder), **windows).model
 
 
+def prune_from_disk(case: Path, method: str, pattern: str, out: Path) -> None:
+    """Prune a model whose blocks stay on disk; nothing but time and memory is kept."""
+    give_back_()
+    calibration = load_file(case / "ids.safetensors")["calibration"]
+    use, settings = asked(method, pattern)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        before, started = _case.reset_peak_mib(), time.perf_counter()
+        artifact = Artifact.of(case / "model", "causal-lm", stored=True)
+        artifact = through(use, settings, artifact, Path(folder), calibration=calibration)
+        (Path(folder) / "saved").mkdir()
+        artifact.save(Path(folder) / "saved")
+        row = {"seconds": time.perf_counter() - started, "added_mib": _case.peak_mib() - before}
+    out.with_suffix(".json").write_text(json.dumps({"peer": "compress", **row}))
+
+
 if __name__ == "__main__":
-    _case.main("compress", "", prune)
+    if sys.argv[2].endswith(FROM_DISK):
+        torch.set_num_threads(1)
+        prune_from_disk(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    else:
+        _case.main("compress", "", prune)
