@@ -15,7 +15,8 @@ Papers: Frantar and Alistarh 2023, SparseGPT (arXiv 2301.00774); swaps after Spa
 Cost: two forwards of the calibration windows, block by block (three with the dense reference), `in^2` products a token
 and linear, `in^3` for its inverse and `out * in^2` for its sweep; the exact update some 20 times `out * in^2`.
 Keeps: earlier masks, biases, norms, embeddings and head.
-Helps: wherever weights may change: at 50 % and 2:4 it loses a fraction of what masks alone lose.
+Helps: wherever weights may change: it loses a fraction of what masks alone lose (demo model, perplexity 9.3, 48 windows
+of 128 tokens: 10.8 at 50 % and 13.2 at 2:4, where `wanda` has 14.0 and 32.0; 11.0 and 13.7 without dense reference).
 Hurts: with few calibration windows the update fits their text, as the held-out errors then tell.
 """
 

@@ -14,9 +14,11 @@ Papers: Sun et al. 2023, A Simple and Effective Pruning Approach for LLMs (arXiv
 Cost: two forwards of the calibration windows, block by block, and one sort per row.  Swaps need `in^2` products a token
 and, for each of a row's swaps, `in^2` steps where the pattern is unstructured, `in * M` for N:M.
 Keeps: every weight that stays, bit for bit; earlier masks, biases, norms, embeddings and head.
-Helps: language models whose inputs have outlier channels, where magnitude fails; swaps help at every sparsity tried.
-Hurts: little models without outliers gain nothing over magnitude; beyond 50 to 60 % only an update of the weights that
-stay (`sparsegpt`) or training (`perp`) keeps quality.
+Helps: language models whose inputs have outlier channels, where magnitude fails.  On the demo model (perplexity 9.3; 48
+windows of 128 tokens) `owl` takes 60 % from 23.2 to 18.9, and swaps 2:4 from 32.0 to 21.5.
+Hurts: little models without outliers gain nothing over magnitude (demo model at 50 %: 14.0 against 13.9); swaps fit the
+calibration text, so that where they gain little on held-out windows they gain nothing; `sparsegpt` or training (`perp`)
+keeps far more.
 """
 
 from __future__ import annotations

