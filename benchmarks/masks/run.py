@@ -26,13 +26,14 @@ import torch
 
 from benchmarks._ledger import Results, Row, read
 from benchmarks.masks import cases, report, score, trained
-from benchmarks.masks.ours import METHODS
+from benchmarks.masks.ours import FROM_DISK, METHODS
 from compress import files
 from compress.errors import UserFault
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PATTERNS = ("50%", "2:4")
+QUICK = ("magnitude", "wanda", "ria", "sparsegpt")
 QUICK = ("magnitude", "wanda", "ria", "sparsegpt")
 # Peer -> its environment, its script, and what it can do.
 PEERS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
@@ -62,15 +63,10 @@ class Cell:
 
 def cells(peers: Path | None, quick: bool) -> Iterator[Cell]:
     """Yield what is to be run."""
-    kept = {"magnitude", "wanda", "ria", "sparsegpt"} if quick else METHODS.keys()
     for pattern in PATTERNS:
-        for method in METHODS:
-            if (
-                method in kept
-                and (pattern == "50%" or method != "global")
-                and (":" in pattern or "permute" not in method)
-            ):
-                yield Cell("compress", method, pattern)
+        unable = ("permute" if pattern == "50%" else "global", FROM_DISK)
+        wanted = QUICK if quick else [m for m in METHODS if not m.endswith(unable)]
+        yield from (Cell("compress", method, pattern) for method in wanted)
     if peers:
         yield from (Cell(tool, *what) for tool, (_, _, able) in PEERS.items() for what in able)
 
