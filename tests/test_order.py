@@ -31,7 +31,7 @@ from compress.errors import BadSettings
 PASSES = registry.names("passes")
 THOROUGH = "magnitude"  # after this one, every variant of every other runs; after the rest, those that plan otherwise
 SMALL = {
-    "steps": 2, "batch": 2, "accumulation": 1, "rank": 2, "lr": 1e-3,
+    "steps": 2, "tune_steps": 2, "batch": 2, "accumulation": 1, "rank": 2, "lr": 1e-3, "probes": 2, "entries": 4,
     "heads": 0.4, "neurons": 0.25, "layers": 1, "multiple": 8,
 }  # fmt: skip
 TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "

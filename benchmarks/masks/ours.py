@@ -89,12 +89,16 @@ def prune_from_disk(case: Path, method: str, pattern: str, out: Path) -> None:
     calibration = load_file(case / "ids.safetensors")["calibration"]
     use, settings = asked(method, pattern)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        before, started = _case.reset_peak_mib(), time.perf_counter()
+        before, started, worked = _case.reset_peak_mib(), time.perf_counter(), time.process_time()
         artifact = Artifact.of(case / "model", "causal-lm", stored=True)
         artifact = through(use, settings, artifact, Path(folder), calibration=calibration)
         (Path(folder) / "saved").mkdir()
         artifact.save(Path(folder) / "saved")
-        row = {"seconds": time.perf_counter() - started, "added_mib": _case.peak_mib() - before}
+        row = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - worked,
+            "added_mib": _case.peak_mib() - before,
+        }
     out.with_suffix(".json").write_text(json.dumps({"peer": "compress", **row}))
 
 
