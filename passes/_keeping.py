@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from compress import tree
 from compress.artifact import Artifact
 from compress.errors import BrokenPromise
-from passes import _masks
+from passes import _masks, _pruned
+from passes._masks import Rule
 
 
 def check(before: Artifact, after: Artifact, changes: Collection[str], *, unmasked: Collection[str] = ()) -> None:
@@ -45,6 +46,15 @@ def check_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         weight: Tensor = model.get_submodule(name).weight.detach()  # type: ignore[operator]
         if torch.any(weight[~mask.to(weight.device)] != 0):
             raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
+
+
+def check_pruned(rule: Rule, before: Artifact, after: Artifact, names: Collection[str]) -> None:
+    """Raise `BrokenPromise` unless the named linears have the rule's masks, others theirs, and all hold their zeros."""
+    _pruned.check_masked(after, names)
+    rule.check(before.masks, {n: after.masks[n] for n in names})
+    was, now = ({n: m for n, m in a.masks.items() if n not in names} for a in (before, after))
+    check_masks(before.after(masks=was), after.after(masks=now))
+    check_zeros(after.model, after.masks)
 
 
 def check_rest(before: Artifact, after: Artifact, changes: Collection[str], came: Collection[str] = ()) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
+from compress.contracts import Facts
 from compress.errors import BrokenPromise
 from passes import _masks
 
@@ -26,6 +27,12 @@ class Readable(Protocol):
 
     def tensor(self, name: str) -> Tensor:
         """Return one tensor."""
+
+
+def facts_of(artifact: Artifact) -> Facts:
+    """Return what an artifact tells of itself: which masks there are and how sparse, but not their patterns."""
+    masks = {name: _masks.fact(artifact.masks[name]) for name in artifact.masks}
+    return tree.facts(artifact.model, artifact.task).after(masks=masks)
 
 
 def share_of_model(artifact: Artifact, masks: Mapping[str, Tensor]) -> str:

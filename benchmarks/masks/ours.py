@@ -23,7 +23,7 @@ from compress.context import Context
 from compress.contracts import Pass
 from compress.data import Examples, Source
 from compress.store import give_back_
-from passes._masks import fact
+from passes._pruned import facts_of
 
 # As many forwards as the peers take: a block at a time, against what the pruned model itself gives.
 LIGHT = {"sequential": "block", "reference": "sparse"}
@@ -61,8 +61,7 @@ def through(use: str, settings: dict[str, Any], artifact: Artifact, folder: Path
     """Run one pass as the pipeline does, on ids by role (`calibration`, `training`)."""
     plugin = registry.load("passes", use, Pass)
     step = plugin(plugin.Settings(**settings))
-    facts = tree.facts(artifact.model, artifact.task)
-    step.plan(facts.after(masks={name: fact(mask) for name, mask in artifact.masks.items()}))
+    step.plan(facts_of(artifact))
     data = {role: cast(Source, Ids(ids)) for role, ids in windows.items()}
     return step.run(artifact, Context(folder=folder, data=data))
 

@@ -32,7 +32,7 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BrokenPromise
-from passes import _keeping, _masks
+from passes import _keeping, _masks, _pruned
 from passes._train import cost, heads_of
 from passes.dsee import checking, slim, tune
 from passes.dsee.plan import choose, narrowed
@@ -72,7 +72,7 @@ class Dsee(Pass):
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Tune, prune, tune on, and give the model back with nothing trainable beside its weights."""
-        facts = context.facts or _facts(artifact)
+        facts = context.facts or _pruned.facts_of(artifact)
         chosen = choose(self.settings, facts)
         trained = chosen.trainable(facts, self.settings)
         share = f"{trained:,} of {facts.parameters:,} parameters ({trained / facts.parameters:.3%})"
@@ -83,7 +83,7 @@ class Dsee(Pass):
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check masks, zeros and that nothing but updated weights, branches and a classifier has other bits."""
-        facts = _facts(before)
+        facts = _pruned.facts_of(before)
         chosen = choose(self.settings, facts)
         if self.settings.structured:
             changes = {*(f"{n}.weight" for n in chosen.updated), *heads_of(before)}
@@ -91,12 +91,7 @@ class Dsee(Pass):
                 changes |= {f"{n}.{tree.family(before.model).down}.weight" for n in tree.blocks(before.model)}
             checking.check(before, after, narrowed(self.settings, facts, chosen).facts.layout, changes)
             return
-        if missing := [n for n in chosen.pruned if n not in after.masks]:
-            raise BrokenPromise(f"{missing[0]}: has no mask, though the pass works on it")
-        chosen.rule.check(before.masks, {n: after.masks[n] for n in chosen.pruned})
-        rest = [{n: m for n, m in a.masks.items() if n not in chosen.pruned} for a in (before, after)]
-        _keeping.check_masks(before.after(masks=rest[0]), after.after(masks=rest[1]))
-        _keeping.check_zeros(after.model, after.masks)
+        _keeping.check_pruned(chosen.rule, before, after, chosen.pruned)
         changes = {*(f"{n}.weight" for n in chosen.pruned), *heads_of(before)}
         came = [f"{n}.{part}" for n in chosen.updated for part in ("a", "b")] if self.settings.merge == "branch" else []
         _keeping.check_rest(before, after, changes, came)
@@ -112,9 +107,3 @@ class Dsee(Pass):
         differ = int((was != now).sum()) if updated else int(not _masks.same_bits(was, now))
         if differ > (self.settings.entries if updated else 0):
             raise BrokenPromise(f"{name}: differs from what it was by more than its zeros and entries")
-
-
-def _facts(artifact: Artifact) -> Facts:
-    """Return what an artifact knows of itself: which masks there are, but not their patterns."""
-    masks = {n: _masks.fact(artifact.masks[n]) for n in artifact.masks}
-    return tree.facts(artifact.model, artifact.task).after(masks=masks)

@@ -23,11 +23,10 @@ Hurts: `lora_prune` at high sparsity (the jump); long reconstruction on few wind
 
 from __future__ import annotations
 
-from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
-from passes import _keeping, _masks
+from passes import _keeping, _pruned
 from passes._train import classifier, cost
 from passes.perp import reconstruct, retrain
 from passes.perp.settings import PerpSettings
@@ -64,8 +63,7 @@ class Perp(Pass):
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Train what was chosen, merge, and give the model back with nothing but plain linears in it."""
         given, model = self.settings, artifact.model
-        facts = tree.facts(model, artifact.task)
-        facts = facts.after(masks={n: _masks.fact(m) for n, m in artifact.masks.items()})
+        facts = _pruned.facts_of(artifact)
         chosen = choose(given, facts)
         trained = chosen.trainable(facts, given.rank)
         if chosen.classifier:
@@ -81,6 +79,5 @@ class Perp(Pass):
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the masks, every zero under them, and that what is not trained kept its bits."""
-        facts = tree.facts(before.model, before.task)
-        chosen = choose(self.settings, facts.after(masks={n: _masks.fact(m) for n, m in before.masks.items()}))
+        chosen = choose(self.settings, _pruned.facts_of(before))
         _keeping.check(before, after, chosen.changes(before.model), unmasked=chosen.unmasked)

@@ -35,7 +35,7 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
-from compress.errors import BadSettings, BrokenPromise
+from compress.errors import BadSettings
 from passes import _adapter, _keeping
 from passes._masks import Rule, sparsity_of
 from passes._train import cost, heads_of
@@ -104,12 +104,7 @@ class Pst(Pass):
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the counts of every mask, the zeros under it, and that what is not trained kept its bits."""
         chosen = self._chosen(tree.facts(after.model, after.task))
-        if missing := [n for n in chosen if n not in after.masks]:
-            raise BrokenPromise(f"{missing[0]}: has no mask, though the pass works on it")
-        Rule.of(self.settings).check(before.masks, {n: after.masks[n] for n in chosen})
-        was, now = ({n: m for n, m in a.masks.items() if n not in chosen} for a in (before, after))
-        _keeping.check_masks(before.after(masks=was), after.after(masks=now))
-        _keeping.check_zeros(after.model, after.masks)
+        _keeping.check_pruned(Rule.of(self.settings), before, after, chosen)
         _keeping.check_rest(before, after, {*(f"{n}.weight" for n in chosen), *heads_of(before)})
 
     def _chosen(self, facts: Facts) -> list[str]:

@@ -39,7 +39,7 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Facts, Pass
 from compress.errors import BrokenPromise
-from passes import _keeping, _masks
+from passes import _keeping, _pruned
 from passes._train import classifier, cost
 from passes.recover.chosen import Chosen, choose
 from passes.recover.settings import RecoverSettings
@@ -108,5 +108,4 @@ class Recover(Pass):
                 raise BrokenPromise(f"{moved} weights changed where a sparse delta has {chosen.count}")
 
     def _chosen(self, artifact: Artifact) -> Chosen:
-        facts = tree.facts(artifact.model, artifact.task)
-        return choose(self.settings, facts.after(masks={n: _masks.fact(m) for n, m in artifact.masks.items()}))
+        return choose(self.settings, _pruned.facts_of(artifact))

@@ -12,7 +12,7 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from passes import _adapter, _gates
-from passes._train import Group, classifier, frozen, loss_on, recomputed, train_
+from passes._train import Group, frozen, heads_of, loss_on, recomputed, train_
 from passes.structured.settings import StructuredSettings
 
 
@@ -55,12 +55,12 @@ def _adapted(artifact: Artifact, settings: StructuredSettings, seed: int) -> Ite
     """Yield what is trained beside the gates; at the end all of it is as if it had never been."""
     model = artifact.model
     every = dict(model.named_parameters())
-    heads = {n: every[n] for n in (classifier(model) if artifact.task != "causal-lm" else ())}
+    heads = {n: every[n] for n in heads_of(artifact)}
     old = {n: p.detach().clone() for n, p in heads.items()}
     linears = {n: m for n, m in tree.block_linears(model).items() if type(m) is nn.Linear}  # a branched one stays so
     put_ = partial(_adapter.attach_, model, form="mask_lora", rank=settings.rank, scale=2.0, seed=seed)
     adapters = put_(linears, artifact.masks)
-    updates = {f"{n}.{i}": p for n, m in adapters.items() for i, p in m.named_parameters() if i.startswith("lora_")}
+    updates = _adapter.trained(adapters)
     for parameter in heads.values():
         parameter.requires_grad_(True)
     try:
