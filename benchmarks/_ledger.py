@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,16 @@ def read(path: Path) -> list[Row]:
         return []
     whole, newline, _ = path.read_bytes().rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()] if newline else []
+
+
+def publish(path: Path, render: Callable[[Row, Mapping[str, Row]], str]) -> None:
+    """Write the page of a results file beside it and print it; end the process where there are no results yet."""
+    lines = read(path)
+    if not lines:
+        sys.exit(f"error: {path}: no results yet")
+    text = render(lines[0]["setup"], {line["key"]: line for line in lines[1:]})
+    path.with_suffix(".md").write_text(text)
+    print(f"\n{text}")
 
 
 def _cut_torn_line(path: Path) -> None:

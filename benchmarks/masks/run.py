@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._ledger import Results, Row, read
+from benchmarks._ledger import Results, Row, publish
 from benchmarks.masks import cases, report, score, trained
 from benchmarks.masks.ours import FROM_DISK, METHODS
 from compress import files
@@ -162,12 +162,7 @@ def main() -> None:
             work(given, path)
     except UserFault as error:
         sys.exit(f"error: {error}")
-    lines = read(path)
-    if not lines:
-        sys.exit(f"error: {path}: no results yet")
-    text = report.render(lines[0]["setup"], {line["key"]: line for line in lines[1:]})
-    path.with_suffix(".md").write_text(text)
-    print(f"\n{text}")
+    publish(path, report.render)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._ledger import Results, Row, read
+from benchmarks._ledger import Results, Row, publish
 from benchmarks.perp import cells, clock, report
 from benchmarks.perp.cells import GRID, QUICK_GRID, WIDER, Cell
 from benchmarks.perp.measure import Bench, Setup
@@ -175,12 +175,7 @@ def main() -> None:
         finished = given.report or work(given, path)
     except UserFault as error:
         sys.exit(f"error: {error}")
-    lines = read(path)
-    if not lines:
-        sys.exit(f"error: {path}: no results yet")
-    text = report.render(lines[0]["setup"], {line["key"]: line for line in lines[1:]})
-    path.with_suffix(".md").write_text(text)
-    print(f"\n{text}")
+    publish(path, report.render)
     if not finished:
         print("not all cells are finished; the same command goes on")
 
