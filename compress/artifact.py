@@ -1,7 +1,8 @@
 """The model between two passes, in memory and on disk.
 
 On disk an artifact is a Hugging Face folder that plain `from_pretrained` opens, plus `compress.json` (task, lineage,
-the shape of every mask, the digest of every file) and the masks, bit-packed, in `masks.safetensors`.  A model that its
+the shape of every mask, the digest of every file), the masks, bit-packed, in `masks.safetensors`, and the codes of
+quantized linears in `grids.safetensors`, whose weights are kept as what the codes stand for too.  A model that its
 architecture's configuration cannot describe, for blocks that differ or for branches, is one that only we open
 (`compress/blocks/disk.py`).
 """
@@ -21,16 +22,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compress import files, loading, masks, store, tree
+from compress import files, grid, loading, masks, store, tree
 from compress.blocks import Branch, disk
-from compress.contracts import Task
 from compress.errors import BadModel, BrokenPromise, Tampered
+from compress.facts import Task
+from compress.grid import Grid, KeptGrids, StoredGrids
 from compress.store import Store
 
 CARD = "compress.json"
 MASKS = "masks.safetensors"
+GRIDS = "grids.safetensors"
 SHARD = "1800MB"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class Artifact:
         tokenizer: its tokenizer.
         task: what the model is for.
         masks: per linear, bool `[out, in]`, True = kept; stored, never inferred from zeros.
+        grids: per quantized linear, the codes that exporters pack; its weight is what they stand for.
         lineage: the steps that made it.
         store: where the weights of the blocks are, when they stay on disk; the blocks' parameters are on `meta` then,
             and all that is outside the blocks is real.
@@ -60,6 +64,7 @@ class Artifact:
     tokenizer: PreTrainedTokenizerBase
     task: Task = "causal-lm"
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    grids: Mapping[str, Grid] = field(default_factory=dict)
     lineage: tuple[Step, ...] = ()
     store: Store | None = None
 
@@ -112,19 +117,20 @@ class Artifact:
         made = masks.KeptMasks(self.store.folder / "masks") if self.store else dict[str, Tensor]()
         return ChainMap(made, self.masks)  # type: ignore[arg-type]
 
+    def new_grids(self) -> MutableMapping[str, Grid]:
+        """Return the grids to add to, for `after(grids=...)`, as `new_masks` does the masks."""
+        made = KeptGrids(self.store.folder / "grids") if self.store else dict[str, Grid]()
+        return ChainMap(made, self.grids)  # type: ignore[arg-type]
+
     def save(self, folder: Path) -> None:
         """Write the artifact into an existing, empty folder.
 
         Raises:
-            BrokenPromise: a mask belongs to no linear or has another shape, or a weight that it prunes is not zero.
+            BrokenPromise: a mask belongs to no linear or has another shape, or a weight that it prunes is not zero; or
+                codes belong to no linear, or its weight is not what they stand for.
         """
         linears = tree.block_linears(self.model)
-        for name, mask in self.masks.items():
-            if name not in linears or mask.shape != linears[name].weight.shape:
-                raise BrokenPromise(f"{name}: has a mask {list(mask.shape)} that fits no linear of the model")
-            weight = self.tensor(f"{name}.weight")
-            if torch.any(weight[~mask.to(weight.device)] != 0):
-                raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
+        self._check(linears)
         shapes = {n: (linears[n].out_features, linears[n].in_features) for n in sorted(self.masks)}
         with files.disk_errors(folder):
             with loading.quiet():
@@ -132,14 +138,29 @@ class Artifact:
                 self.tokenizer.save_pretrained(folder)
             if shapes:
                 masks.write(folder / MASKS, self.masks, shapes)
+            if self.grids:
+                grid.write(folder / GRIDS, self.grids)
         card = {
             "format": _FORMAT,
             "task": self.task,
             "masks": shapes,
+            "grids": {n: grid.card(self.grids[n]) for n in sorted(self.grids)},
             "lineage": [dataclasses.asdict(s) for s in self.lineage],
             "files": files.digests(folder),
         }
         files.write_json(folder / CARD, card)
+
+    def _check(self, linears: Mapping[str, nn.Linear]) -> None:
+        for name, mask in self.masks.items():
+            if name not in linears or mask.shape != linears[name].weight.shape:
+                raise BrokenPromise(f"{name}: has a mask {list(mask.shape)} that fits no linear of the model")
+            weight = self.tensor(f"{name}.weight")
+            if torch.any(weight[~mask.to(weight.device)] != 0):
+                raise BrokenPromise(f"{name}: weights that the mask prunes are not zero")
+        for name in self.grids:
+            if name not in linears:
+                raise BrokenPromise(f"{name}: has codes, and is no linear of the model")
+            self.grids[name].check(name, self.tensor(f"{name}.weight"), self.masks.get(name))
 
     def _device(self) -> torch.device:
         return self.model.get_input_embeddings().get_parameter("weight").device
@@ -174,7 +195,7 @@ class Artifact:
         """Open what `save` wrote, after checking every file against its digest.
 
         Args:
-            folder: the folder; masks are read from it on access, and of a stored artifact the blocks too.
+            folder: the folder; masks and codes are read from it on access, and of a stored artifact the blocks too.
             stored: whether the blocks' weights stay on disk.
             changes: where a stored artifact keeps changed blocks; a folder that vanishes with it unless given.
             trust_remote_code: whether Python files beside the weights may run.
@@ -190,7 +211,8 @@ class Artifact:
         opened = Artifact.of(folder, card["task"], stored=stored, changes=changes, trust_remote_code=trust, dtype=dtype)
         found = masks.StoredMasks(folder / MASKS, card["masks"]) if card["masks"] else {}
         lineage = tuple(Step(use=s["use"], settings=s["settings"], notes=tuple(s["notes"])) for s in card["lineage"])
-        return dataclasses.replace(opened, masks=found, lineage=lineage)
+        codes = StoredGrids(folder / GRIDS, card["grids"]) if card["grids"] else {}
+        return dataclasses.replace(opened, masks=found, grids=codes, lineage=lineage)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -206,7 +228,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise BadModel(f"{folder}: no {CARD} in it, so it is no artifact of compress") from None
     except ValueError as error:
         raise Tampered(f"{folder / CARD}: not readable as JSON ({error}); delete the folder and run again") from None
-    if not isinstance(card, dict) or not {"format", "task", "masks", "lineage", "files"} <= card.keys():
+    if not isinstance(card, dict) or not {"format", "task", "masks", "grids", "lineage", "files"} <= card.keys():
         raise Tampered(f"{folder / CARD}: entries are missing; delete the folder and run again")
     if card["format"] != _FORMAT:
         raise BadModel(f"{folder / CARD}: has format {card['format']}, this version reads {_FORMAT}; make it anew")

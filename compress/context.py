@@ -12,9 +12,9 @@ import torch
 
 if TYPE_CHECKING:
     from compress.artifact import Artifact
-    from compress.contracts import Facts
     from compress.data import Source
     from compress.engines import Engines
+    from compress.facts import Facts
 
 
 class Bar(Protocol):

@@ -1,11 +1,10 @@
-"""What the ground calls: settings, facts, passes, exporters and engines.
+"""What the ground calls: settings, passes, exporters and engines.
 
 A plug-in is one file that holds one subclass of `Pass` or `Exporter`; its module docstring is its card.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compress.facts import Facts
+
 if TYPE_CHECKING:
     import numpy as np
 
     from compress.artifact import Artifact
     from compress.context import Context
 
-Task = Literal["causal-lm", "classification", "regression", "embedding"]
 DataUse = Literal["calibration", "training"]
 
 
@@ -52,69 +52,6 @@ class Target(Settings):
     precision: Literal["fp32", "fp16"] = Field("fp32", description="floating-point type of the graph")
 
 
-@dataclass(frozen=True)
-class MaskFact:
-    """What is known of one linear's mask before anything ran: the pattern and the share of zeros."""
-
-    pattern: str
-    sparsity: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """The shape of one block; a part of size 0 is absent and adds nothing to the residual.
-
-    Attributes:
-        heads: query heads.
-        kv_heads: key and value heads; every one serves as many query heads.
-        head_dim: width of a head.
-        ffn: neurons of the FFN.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for a shape that no block can have."""
-        if min(self.heads, self.kv_heads, self.ffn) < 0 or self.head_dim < 1:
-            raise ValueError(f"{self}: sizes must not be negative, nor head_dim 0")
-        if bool(self.heads) != bool(self.kv_heads) or (self.heads and self.heads % self.kv_heads):
-            raise ValueError(f"{self}: every key head must serve as many query heads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is known of the model at one point of the pipeline, from configuration and settings alone."""
-
-    family: str
-    task: Task
-    tied: bool
-    shapes: Mapping[str, tuple[int, int]]  # block linears: name -> (out, in)
-    biases: Mapping[str, int]  # every bias of the model: parameter name -> elements
-    norms: Mapping[str, int]  # every norm parameter but biases: parameter name -> elements
-    head: tuple[str, tuple[int, int]] | None
-    parameters: int
-    vocabulary: int
-    positions: int | None  # longest sequence the model takes; None = no limit of its own
-    layout: tuple[BlockConfig, ...]  # the blocks, first to last
-    masks: Mapping[str, MaskFact] = field(default_factory=dict)
-    branches: Mapping[str, int] = field(default_factory=dict)  # block linears with a low-rank path: name -> rank
-    trained: bool = False
-    dropped: int = 0  # how many blocks of the dense parent are gone
-    stored: bool = False  # whether the weights of the blocks stay on disk
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return len(self.layout)
-
-    def after(self, **changes: Any) -> Facts:
-        """Return a copy with some facts replaced."""
-        return dataclasses.replace(self, **changes)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a step will cost: trainable parameters, peak memory and disk in MiB, seconds."""
@@ -135,6 +72,7 @@ class Pass(ABC):
     Settings: ClassVar[type[PassSettings]] = PassSettings
     uses: ClassVar[frozenset[DataUse]] = frozenset()
     streams: ClassVar[bool] = False  # whether it works on weights left on disk, through `Artifact.opened` alone
+    quantized: ClassVar[bool] = False  # whether it works on a model of which some weights are codes already
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress import files, registry
-from compress.contracts import Exporter, Target, Task
+from compress.contracts import Exporter, Target
 from compress.errors import BadModel, BadSettings, Unavailable
+from compress.facts import Task
 from compress.settings.faults import checked
 
 Kind = Literal["run", "engine", "artifact", "model"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress import files, loading
-from compress.contracts import Facts, Task
 from compress.errors import BadSettings
+from compress.facts import Facts, Task
 from compress.families import family_of
 
 # A tab comes before each comment that is to be aligned.

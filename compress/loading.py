@@ -24,8 +24,8 @@ from transformers.utils import logging
 
 from compress import blocks, health, skeleton, tree
 from compress.blocks import disk
-from compress.contracts import Facts, Task
 from compress.errors import BadModel
+from compress.facts import Facts, Task
 from compress.families import family_of
 from compress.store import Store
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress.branched import Branched
-from compress.contracts import BlockConfig, Facts, Task
 from compress.errors import BadSettings
+from compress.facts import BlockConfig, Facts, Task
 from compress.families import Family, families, family_of
 
 

@@ -17,8 +17,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from compress.contracts import Facts, MaskFact, PassSettings
+from compress.contracts import PassSettings
 from compress.errors import BadModel, BadSettings, BrokenPromise
+from compress.facts import Facts, MaskFact
 
 Scope = Literal["matrix", "row", "global"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.contracts import Facts
 from compress.errors import BrokenPromise
+from compress.facts import Facts
 from passes import _masks
 
 
@@ -30,9 +30,10 @@ class Readable(Protocol):
 
 
 def facts_of(artifact: Artifact) -> Facts:
-    """Return what an artifact tells of itself: which masks there are and how sparse, but not their patterns."""
+    """Return what an artifact tells of itself: codes, and which masks there are and how sparse, not their patterns."""
     masks = {name: _masks.fact(artifact.masks[name]) for name in artifact.masks}
-    return tree.facts(artifact.model, artifact.task).after(masks=masks)
+    grids = {name: artifact.grids[name].fact for name in artifact.grids}
+    return tree.facts(artifact.model, artifact.task).after(masks=masks, grids=grids)
 
 
 def share_of_model(artifact: Artifact, masks: Mapping[str, Tensor]) -> str:

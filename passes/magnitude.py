@@ -27,8 +27,9 @@ from pydantic import Field
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Estimate, Facts, Pass
+from compress.contracts import Estimate, Pass
 from compress.errors import BadSettings
+from compress.facts import Facts
 from passes import _masks, _pruned
 from passes._masks import MaskSettings, Rule, Scope
 

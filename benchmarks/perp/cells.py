@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compress.contracts import Facts
+from compress.facts import Facts
 
 PATTERNS = ("60%", "50%", "70%", "2:4")
 MIDDLE, RANK, RANKS = "60%", 4, (1, 2, 4, 8, 16)

@@ -12,7 +12,7 @@ from compress.blocks.disk import branch_
 from compress.blocks.modules import NoAttention, NoOutput
 from compress.blocks.shapes import Cut, cut_masks, drop_, shape_, slice_
 from compress.branched import Branch, Branched
-from compress.contracts import BlockConfig
+from compress.facts import BlockConfig
 from compress.tree import layout as of
 
 __all__ = [

@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 from compress import files, tensors, tree
 from compress.blocks.shapes import shape_
 from compress.branched import Branch, Branched
-from compress.contracts import BlockConfig
 from compress.errors import BadModel
+from compress.facts import BlockConfig
 from compress.families import Family
 from compress.tensors import Layout, Place
 

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from compress import tree
 from compress.blocks.modules import NoAttention, NoOutput
 from compress.branched import Branched
-from compress.contracts import BlockConfig
 from compress.errors import BadModel
+from compress.facts import BlockConfig
 from compress.families import Family
 
 Cut = tuple[Tensor | None, Tensor | None]  # rows and columns that stay, int64 ascending; None = all

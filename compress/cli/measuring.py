@@ -13,8 +13,8 @@ import click
 from compress.cli.verbs import verb
 
 if TYPE_CHECKING:
-    from compress.contracts import Task
     from compress.data.settings import DataSettings
+    from compress.facts import Task
 
 _TASKS = ("causal-lm", "classification", "regression", "embedding")
 _TASK = click.option(

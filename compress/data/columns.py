@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from compress import registry
-from compress.contracts import Task
 from compress.data.places import Row
 from compress.data.settings import DataSettings
 from compress.errors import BadData
+from compress.facts import Task
 
 Kind = Literal["text", "sentences", "answers", "choices"]
 

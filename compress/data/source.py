@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from compress import files
-from compress.contracts import Task
 from compress.data import columns, encoding
 from compress.data.columns import Kind, Layout, Question
 from compress.data.examples import Examples
 from compress.data.places import Row, locate
 from compress.data.settings import DataSettings, Role
 from compress.errors import BadData
+from compress.facts import Task
 
 T = TypeVar("T")
 

@@ -16,9 +16,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.contracts import Engine, Task
+from compress.contracts import Engine
 from compress.engines.twin import twin
 from compress.errors import ParityError
+from compress.facts import Task
 
 # Of one sequence: the engine's output and the model's, the engine's keys and values and the model's.
 Pair = tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]

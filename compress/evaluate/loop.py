@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from compress.context import QuietReport, Report
-from compress.contracts import Task
 from compress.data import Question, Source
 from compress.errors import BadData, BadModel
 from compress.evaluate.choices import Choices
 from compress.evaluate.result import Evaluation, compare, summarise
 from compress.evaluate.samples import MEASURES
 from compress.evaluate.scorers import Batch, Scorer, Subject, scorer_of
+from compress.facts import Task
 
 _ELEMENTS = 2**25  # of one model's logits that are held at once
 _TOKENS = 4096  # of one batch

@@ -13,13 +13,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from compress import loading
 from compress.artifact import CARD, Artifact
 from compress.context import Report
-from compress.contracts import Task
 from compress.data import DataSettings, Source
 from compress.engines import MANIFEST, Engines
 from compress.errors import BadModel
 from compress.evaluate.loop import evaluate_source
 from compress.evaluate.result import Evaluation
 from compress.evaluate.scorers import EngineScorer, ModelScorer, Scorer
+from compress.facts import Task
 
 
 @dataclass(frozen=True)

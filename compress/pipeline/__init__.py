@@ -23,8 +23,9 @@ from typing import Any
 from compress import artifact as artifacts
 from compress import files, settings, tree
 from compress.artifact import Artifact
-from compress.contracts import Engine, Estimate, Exporter, Facts, Pass
+from compress.contracts import Engine, Estimate, Exporter, Pass
 from compress.errors import BadModel, Interrupted, NoSpace
+from compress.facts import Facts
 from compress.pipeline import summary
 from compress.pipeline.console import Console
 from compress.pipeline.lock import locked

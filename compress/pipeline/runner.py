@@ -18,10 +18,11 @@ from compress import artifact as artifacts
 from compress import files, loading, store
 from compress.artifact import Artifact, Step
 from compress.context import Context
-from compress.contracts import Exporter, Facts, Pass, Target
+from compress.contracts import Exporter, Pass, Target
 from compress.data import Source
 from compress.engines import Engines
 from compress.errors import BrokenPromise
+from compress.facts import Facts
 from compress.pipeline.console import Console
 from compress.pipeline.keys import Keys
 from compress.settings import Entry, Pipeline
@@ -105,6 +106,8 @@ class Runner:
             was, now = self.open(before.folder), self.open(folder)
             if set(now.masks) != set(facts.masks):
                 raise BrokenPromise(f"{entry.name}: declared {len(facts.masks)} masks and left {len(now.masks)}")
+            if {n: now.grids[n].fact for n in now.grids} != facts.grids:
+                raise BrokenPromise(f"{entry.name}: left other codes than the {len(facts.grids)} grids it declared")
             plugin.ensures(was, now)
 
         key = self.keys.pass_(entry, artifacts.digest(before.folder))

@@ -13,8 +13,9 @@ import torch
 
 from compress import files, measure, report, tree
 from compress.artifact import Artifact
-from compress.contracts import Facts, Target
+from compress.contracts import Target
 from compress.engines import read_manifest
+from compress.facts import Facts
 from compress.measure import Measurement
 from compress.pipeline import figures
 from compress.pipeline.runner import MEASURED, Done, Runner

@@ -8,9 +8,10 @@ from functools import partial
 from pydantic import ValidationError
 
 from compress import registry
-from compress.contracts import Exporter, Facts, Pass, Target
+from compress.contracts import Exporter, Pass, Target
 from compress.data.places import locate
 from compress.errors import BadSettings, UserFault
+from compress.facts import Facts
 from compress.settings.faults import Faults, got
 from compress.settings.tables import ROLES, Entry, Pipeline
 
@@ -76,6 +77,7 @@ def _fold(passes: tuple[Entry, ...], start: Facts, faults: Faults) -> list[Facts
         if entry.index != len(facts):
             break  # the pass before it could not be read
         try:
+            _judge_grids(entry, facts[-1])
             facts.append(entry.plugin.plan(facts[-1]))
         except UserFault as error:
             faults.add_error(("pass", entry.index - 1), error, entry.use)
@@ -84,6 +86,14 @@ def _fold(passes: tuple[Entry, ...], start: Facts, faults: Faults) -> list[Facts
                 break
             facts.append(mended)
     return facts
+
+
+def _judge_grids(entry: Entry, facts: Facts) -> None:
+    """Raise `BadSettings` for a pass that needs floats, after one that left codes."""
+    if facts.grids and isinstance(entry.plugin, Pass) and not entry.plugin.quantized:
+        name, fact = next(iter(facts.grids.items()))
+        what = f"works on float weights, and {name} has codes of {fact.bits} bits from an earlier pass"
+        raise BadSettings(f"{what}; put {entry.use} before the pass that quantizes", key="use")
 
 
 def _with_default(plugin: Pass, error: UserFault, facts: Facts) -> Facts | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compress import registry
-from compress.contracts import Facts
 from compress.data import corpora
 from compress.data.settings import DataSettings
 from compress.errors import BadPipeline
+from compress.facts import Facts
 from compress.settings import entries
 from compress.settings.faults import Faults
 from compress.settings.judging import judge

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from compress.contracts import Exporter, Pass, Settings, Target, Task
+from compress.contracts import Exporter, Pass, Settings, Target
 from compress.data.settings import DataSettings, Role
+from compress.facts import Task
 from compress.settings.places import Places
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -17,8 +17,8 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from compress import files
-from compress.contracts import Task
 from compress.engines.twin import twin
+from compress.facts import Task
 from exporters._graph.tracing import trace
 from exporters._graph.wrappers import Decoder, Encoder, KeyValues, kept
 

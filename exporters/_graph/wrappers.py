@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from compress import tree
-from compress.contracts import Task
+from compress.facts import Task
 
 # Added to the scores of forbidden positions.  Not -inf, so that rows of padding alone stay finite; not the lowest
 # float16 either, which a negative score would push to -inf.

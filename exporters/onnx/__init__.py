@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from compress.contracts import Engine, Export, Exporter, Facts, Settings, Target
+from compress.contracts import Engine, Export, Exporter, Settings, Target
 from compress.errors import BadSettings
+from compress.facts import Facts
 
 if TYPE_CHECKING:
     from compress.artifact import Artifact

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from compress import tree
-from compress.contracts import Facts
 from compress.errors import BadSettings, CompressError
+from compress.facts import Facts
 from passes._adapter.adapter import Adapter, initial
 from passes._adapter.expression import FORMS, Form, linear, weight_of
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import BadModel, BrokenPromise
+from compress.grid import Grid
 from passes._layerwise.capture import Chunk
 from passes._layerwise.inputs import Inputs, Layer, Sums
 from passes._layerwise.observe import groups, reads
 from passes._layerwise.stream import Stream
 
-Change = Callable[[Sequence[Layer]], Mapping[str, Tensor]]
+Made = Tensor | Grid  # a mask, or codes
+Change = Callable[[Sequence[Layer]], Mapping[str, Made]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class Block:
     chunks: Sequence[Chunk]
     seed: int
 
-    def change_(self, change_: Change, old: Mapping[str, Tensor], *, by_group: bool, gram: bool) -> dict[str, Tensor]:
-        """Change the linears and return their new masks.
+    def change_(self, change_: Change, old: Mapping[str, Tensor], *, by_group: bool, gram: bool) -> dict[str, Made]:
+        """Change the linears and return their new masks or codes.
 
         Args:
             change_: as `walk_` has it.
@@ -49,14 +51,14 @@ class Block:
         """
         module, stream = self.ways[0]
         found = groups(module, self.layers, stream.get(0), self.chunks[0], self.index)
-        masks: dict[str, Tensor] = {}
+        every: dict[str, Made] = {}
         for together in [[g] for g in found] if by_group else [found]:
             layers = self._observe(together, gram)
             made = change_(layers)
             _check(layers, made, old)
-            masks |= {n: m.cpu() for n, m in made.items()}
+            every |= {n: m.to(torch.device("cpu")) for n, m in made.items()}
             del layers  # before the next are gathered
-        return masks
+        return every
 
     def _observe(self, together: Sequence[Sequence[str]], gram: bool) -> list[Layer]:
         """Gather what groups of linears read."""
@@ -91,15 +93,18 @@ def _finite(name: str, inputs: Inputs) -> None:
         )
 
 
-def _check(layers: Sequence[Layer], made: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> None:
+def _check(layers: Sequence[Layer], made: Mapping[str, Made], old: Mapping[str, Tensor]) -> None:
     """Raise unless what a pass left of the layers can be kept."""
     if foreign := made.keys() - {layer.name for layer in layers}:
-        raise BrokenPromise(f"{min(foreign)}: was given a mask, and it is not among the layers to change")
+        raise BrokenPromise(f"{min(foreign)}: was given a mask or codes, and it is not among the layers to change")
     for layer in layers:
         weight = layer.linear.weight.detach()
         if not weight.isfinite().all():
             raise BadModel(f"{layer.name}: its new weights are NaN or infinite")
-        mask = made[layer.name] if layer.name in made else old.get(layer.name)
+        given = made.get(layer.name)
+        mask = given if isinstance(given, Tensor) else old.get(layer.name)
+        if isinstance(given, Grid):
+            given.check(layer.name, weight, mask)
         if mask is None:
             continue
         if mask.shape != weight.shape or mask.dtype != torch.bool:

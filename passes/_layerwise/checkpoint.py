@@ -1,4 +1,4 @@
-"""A finished block on disk: the changed linears and their masks."""
+"""A finished block on disk: its parameters, and the masks and codes that were made."""
 
 from __future__ import annotations
 
@@ -8,39 +8,47 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compress import masks, tensors
+from compress import files, grid, masks, tensors
+from compress.grid import Grid, StoredGrids
 from compress.tensors import Layout
 
 
 class Checkpoint:
-    """Where a block is kept once it is changed: a file of parameters, which comes last, beside one of masks.
+    """Where a block is kept once it is changed: a file of parameters, which comes last, beside those of what was made.
 
     Args:
         folder: that exists.
         index: the block's number.
-        layers: its changed linears, by name.
+        block: whose parameters are kept, those of norms too.
+        layers: its linears that are to change, by name.
     """
 
-    def __init__(self, folder: Path, index: int, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, folder: Path, index: int, block: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
         self._weights, self._masks = folder / f"{index:05d}.safetensors", folder / f"{index:05d}-masks.safetensors"
-        self._parameters = {f"{n}.{inner}": p for n, layer in layers.items() for inner, p in layer.named_parameters()}
+        self._grids, self._cards = folder / f"{index:05d}-grids.safetensors", folder / f"{index:05d}-grids.json"
+        self._parameters = dict(block.named_parameters())
         self._shapes = {n: (layer.out_features, layer.in_features) for n, layer in layers.items()}
 
     def exists(self) -> bool:
         """Tell whether the block was kept."""
         return self._weights.exists()
 
-    def keep(self, made: Mapping[str, Tensor]) -> None:
-        """Keep the layers as they are, and the masks made of them."""
-        masks.write(self._masks, made, {n: self._shapes[n] for n in made})
+    def keep(self, made: Mapping[str, Tensor | Grid]) -> None:
+        """Keep the block as it is, and the masks and codes made of its linears."""
+        new_masks = {n: m for n, m in made.items() if isinstance(m, Tensor)}
+        new_grids = {n: g for n, g in made.items() if isinstance(g, Grid)}
+        masks.write(self._masks, new_masks, {n: self._shapes[n] for n in new_masks})
+        grid.write(self._grids, new_grids)
+        files.write_json(self._cards, {n: grid.card(g) for n, g in new_grids.items()})
         layouts = {n: Layout(p.dtype, tuple(p.shape)) for n, p in self._parameters.items()}
         tensors.write(self._weights, layouts, lambda name: self._parameters[name])
 
-    def restore_(self) -> Mapping[str, Tensor]:
-        """Put the parameters back and return the masks."""
+    def restore_(self) -> tuple[Mapping[str, Tensor], Mapping[str, Grid]]:
+        """Put the parameters back and return the masks and the codes."""
         places = tensors.places(self._weights)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(places[name].read())
         made = tensors.places(self._masks)
-        return masks.StoredMasks(self._masks, {n: shape for n, shape in self._shapes.items() if n in made})
+        kept = masks.StoredMasks(self._masks, {n: shape for n, shape in self._shapes.items() if n in made})
+        return kept, StoredGrids(self._grids, files.read_json(self._cards))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -11,12 +12,21 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import BrokenPromise
-from passes._layerwise.block import Block, Change
+from compress.grid import Grid
+from passes._layerwise.block import Block, Change, Made
 from passes._layerwise.capture import windows
 from passes._layerwise.checkpoint import Checkpoint
 from passes._layerwise.observe import pass_
 from passes._layerwise.settings import LayerwiseSettings
 from passes._layerwise.stream import Stream
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What a walk leaves: the artifact's masks and codes with the new ones among them."""
+
+    masks: MutableMapping[str, Tensor]
+    grids: MutableMapping[str, Grid]
 
 
 def walk_(
@@ -27,7 +37,7 @@ def walk_(
     change_: Change,
     *,
     gram: bool,
-) -> MutableMapping[str, Tensor]:
+) -> Walked:
     """Change the named linears block by block; a killed walk resumes at the last finished block.
 
     Args:
@@ -35,12 +45,10 @@ def walk_(
         names: linears of the blocks.
         settings: how.
         context: data, device, seed; the folder for finished blocks and hidden states; the report.
-        change_: gets layers in the order of the forward and changes their weights in place; returns the new masks by
-            name. Asked once for all layers that read the same tensor, or with sequential "block" once a block.
+        change_: gets layers in the order of the forward and changes their weights in place; returns the new masks, or
+            codes, by name. Asked once for all layers that read the same tensor, or with sequential "block" once a
+            block.
         gram: whether it needs `Inputs.gram`.
-
-    Returns:
-        the artifact's masks with the new ones among them.
 
     Raises:
         BadData: too few or too short calibration data.
@@ -56,13 +64,14 @@ class _Walk:
     ) -> None:
         self.artifact, self.settings, self.context = artifact, settings, context
         self.change_, self.gram = change_, gram
-        self.folder, self.masks = context.folder / "layerwise", artifact.new_masks()
+        self.folder = context.folder / "layerwise"
+        self.done = Walked(artifact.new_masks(), artifact.new_grids())
         kinds = ("now", "dense") if settings.reference == "dense" else ("now",)
         self.streams = [Stream(self.folder / kind, context.device) for kind in kinds]
         artifact.model.train(False)
         self.chunks = windows(artifact, settings.batch, context, "a walk over the blocks", *self.streams)
 
-    def run_(self, names: Collection[str]) -> MutableMapping[str, Tensor]:
+    def run_(self, names: Collection[str]) -> Walked:
         """Walk as far as there is something to change."""
         if strange := set(names) - tree.block_linears(self.artifact.model).keys():
             raise BrokenPromise(f"{min(strange)}: is no linear of a block, so no walk changes it")
@@ -74,32 +83,32 @@ class _Walk:
                 if inside or not passed:
                     self.block_(index, name, inside, passed)
                 bar.advance()
-        return self.masks
+        return self.done
 
     def block_(self, index: int, name: str, inside: Sequence[str], passed: bool) -> None:
         """Change one block, or restore it, and let the chunks pass it unless they have, or there is no need."""
         with self.artifact.opened(name) as module:
             every = ((f"{name}.{inner}", m) for inner, m in module.named_modules())
             layers = {n: m for n, m in every if n in inside and isinstance(m, nn.Linear)}
-            kept = Checkpoint(self.folder, index, layers)
+            kept = Checkpoint(self.folder, index, module, layers)
             finished = not layers or kept.exists()
             modules = [module]
             if len(self.streams) > 1 and not (finished and passed):
                 modules.append(copy.deepcopy(module) if layers else module)  # as it is before anything changes
-            if finished:
-                self.masks.update(kept.restore_() if layers else {})
-            else:
-                made = self.change_block_(index, name, layers, modules)
-                kept.keep(made)
-                self.masks.update(made)
+            if layers:
+                if not finished:
+                    kept.keep(self.change_block_(index, name, layers, modules))
+                masks, grids = kept.restore_()
+                self.done.masks.update(masks)
+                self.done.grids.update(grids)
             if not passed:
                 for each, stream in zip(modules, self.streams, strict=True):
                     pass_(each, index, self.chunks, stream)
 
     def change_block_(
         self, index: int, name: str, layers: Mapping[str, nn.Linear], modules: Sequence[nn.Module]
-    ) -> dict[str, Tensor]:
-        """Change one block, the first of `modules`, and return its new masks."""
+    ) -> dict[str, Made]:
+        """Change one block, the first of `modules`, and return its new masks or codes."""
         block = Block(
             index=index,
             name=name,
@@ -109,4 +118,4 @@ class _Walk:
             seed=self.context.seed,
         )
         by_group = self.settings.sequential == "linear"
-        return block.change_(self.change_, self.masks, by_group=by_group, gram=self.gram)
+        return block.change_(self.change_, self.done.masks, by_group=by_group, gram=self.gram)

@@ -7,8 +7,8 @@ import math
 import re
 
 from compress import tree
-from compress.contracts import BlockConfig, Facts, MaskFact
 from compress.errors import BadSettings
+from compress.facts import BlockConfig, Facts, MaskFact
 from compress.families import families
 from passes._masks import Pattern
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, Pass
+from compress.contracts import DataUse, Estimate, Pass
 from compress.errors import BadModel, BadSettings
+from compress.facts import Facts
 from passes import _densities, _pruned, _swaps
 from passes._layerwise import Inputs, Layer, error, walk_
 from passes._masks import Rule, Scope
@@ -125,7 +126,7 @@ class Oneshot(Pass):
             journal.save()
             return made
 
-        masks = walk_(artifact, names, given, context, change_, gram=self.gram)
+        masks = walk_(artifact, names, given, context, change_, gram=self.gram).masks
         zeros, size = (sum(f(masks[n]) for n in names) for f in (lambda m: int((~m).sum()), Tensor.numel))
         context.report.note(
             f"pruned {zeros / size:.2%} of {len(names)} linears; {_pruned.share_of_model(artifact, masks)}"

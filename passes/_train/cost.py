@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from compress.contracts import Estimate, Facts
+from compress.contracts import Estimate
+from compress.facts import Facts
 from passes._train.recipe import TrainSettings
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.contracts import Facts
+from compress.facts import Facts
 
 
 def norms_of(facts: Facts) -> list[str]:

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Task
 from compress.errors import BadData
+from compress.facts import Task
 from passes._train.recipe import TrainSettings, draw, inputs_of
 
 _HELD_OUT = 0.1  # of labelled examples, where the settings do not say

@@ -30,8 +30,9 @@ from __future__ import annotations
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, Pass
+from compress.contracts import DataUse, Estimate, Pass
 from compress.errors import BrokenPromise
+from compress.facts import Facts
 from passes import _keeping, _masks, _pruned
 from passes._train import cost, heads_of
 from passes.dsee import checking, slim, tune

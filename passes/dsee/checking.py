@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.contracts import BlockConfig
 from compress.errors import BrokenPromise
+from compress.facts import BlockConfig
 from passes import _keeping, _masks
 
 

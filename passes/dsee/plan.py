@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compress import tree
-from compress.contracts import Facts
 from compress.errors import BadSettings
+from compress.facts import Facts
 from compress.families import families
 from passes import _adapter, _narrowing
 from passes._masks import Rule

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, Pass
+from compress.contracts import DataUse, Estimate, Pass
+from compress.facts import Facts
 from passes import _keeping, _pruned
 from passes._train import classifier, cost
 from passes.perp import reconstruct, retrain

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.contracts import Facts
 from compress.errors import BadSettings
+from compress.facts import Facts
 from compress.families import families
 from passes import _adapter
 from passes._train import Group, classifier, norms_of, thaw_

@@ -34,8 +34,9 @@ from dataclasses import replace
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, Pass
+from compress.contracts import DataUse, Estimate, Pass
 from compress.errors import BadSettings
+from compress.facts import Facts
 from passes import _adapter, _keeping
 from passes._masks import Rule, sparsity_of
 from passes._train import cost, heads_of

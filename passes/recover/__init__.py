@@ -37,8 +37,9 @@ import math
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, Pass
+from compress.contracts import DataUse, Estimate, Pass
 from compress.errors import BrokenPromise
+from compress.facts import Facts
 from passes import _keeping, _pruned
 from passes._train import classifier, cost
 from passes.recover.chosen import Chosen, choose

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from compress import tree
-from compress.contracts import Facts
 from compress.errors import BadSettings
+from compress.facts import Facts
 from compress.families import families
 from passes import _adapter
 from passes._train import classifier, norms_of

@@ -33,8 +33,8 @@ from torch import Tensor
 from compress import files, tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Facts
 from compress.errors import BadSettings
+from compress.facts import Facts
 from compress.families import families
 from passes import _densities
 from passes._layerwise import Inputs

@@ -30,8 +30,9 @@ import dataclasses
 from compress import blocks, tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Facts, MaskFact, Pass
+from compress.contracts import DataUse, Estimate, Pass
 from compress.errors import BadSettings, BrokenPromise
+from compress.facts import Facts, MaskFact
 from passes._narrowing import plan, shaped
 from passes.structured import layers, scores
 from passes.structured.checking import check

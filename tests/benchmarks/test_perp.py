@@ -11,8 +11,8 @@ from benchmarks.perp.cells import Cell
 from benchmarks.perp.measure import formula
 from compress import tree
 from compress.artifact import Artifact
-from compress.contracts import MaskFact
 from compress.errors import UserFault
+from compress.facts import MaskFact
 from passes.perp.settings import PerpSettings
 from passes.perp.subsets import choose
 

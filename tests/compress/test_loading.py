@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from compress import loading, tree
 from compress.artifact import Artifact
-from compress.contracts import Task
 from compress.errors import BadModel
+from compress.facts import Task
 from tests.conftest import CAUSAL, ENCODERS
 
 Tiny = Callable[..., Artifact]

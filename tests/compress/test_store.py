@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from compress import files, tensors, tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Task
 from compress.errors import BrokenPromise
+from compress.facts import Task
 from compress.masks import KeptMasks
 from passes.magnitude import Magnitude
 from tests.conftest import CAUSAL, ENCODERS

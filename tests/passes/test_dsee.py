@@ -18,9 +18,9 @@ from torch import Tensor
 from compress import blocks, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import Facts, MaskFact
 from compress.data import DataSettings, Source
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise
+from compress.facts import Facts, MaskFact
 from passes import _masks
 from passes._adapter import Adapter
 from passes._train import heads_of, train_

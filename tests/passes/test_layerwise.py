@@ -55,7 +55,7 @@ class Bench:
 
     def walk(self, change_: Changed, gram: bool = True, names: Sequence[str] = (), **given: Any) -> dict[str, Tensor]:
         settings = LayerwiseSettings(**{"batch": 4, "sequential": "linear", **given})
-        return dict(walk_(self.artifact, names or self.names, settings, self.context, change_, gram=gram))
+        return dict(walk_(self.artifact, names or self.names, settings, self.context, change_, gram=gram).masks)
 
     def parts(self) -> tuple[list[int], list[int]]:
         count = len(self.context.data["calibration"].examples(self.artifact.tokenizer))

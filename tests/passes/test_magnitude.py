@@ -12,8 +12,8 @@ import torch
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import MaskFact
 from compress.errors import BadSettings, BrokenPromise
+from compress.facts import MaskFact
 from passes._masks import fact, same_bits, sparsity_of
 from passes.magnitude import Magnitude, score
 from tests.conftest import CAUSAL, ENCODERS

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from compress.contracts import Facts, MaskFact
 from compress.errors import BadModel, BadSettings, BrokenPromise
+from compress.facts import Facts, MaskFact
 from passes._masks import (
     MaskSettings,
     Pattern,

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from compress import registry, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import MaskFact, Pass
+from compress.contracts import Pass
 from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
+from compress.facts import MaskFact
 from passes import _densities
 from passes._masks import fact, same_bits
 from passes._oneshot import Oneshot

@@ -14,9 +14,9 @@ from torch import Tensor
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import BlockConfig, Facts, MaskFact
 from compress.data import DataSettings, Role, Source
 from compress.errors import BadData, BadSettings, BrokenPromise, Diverged
+from compress.facts import BlockConfig, Facts, MaskFact
 from passes import _masks
 from passes._adapter import Adapter
 from passes._train import loss

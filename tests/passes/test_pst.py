@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import Facts
 from compress.data import DataSettings, Source
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise, CompressError
+from compress.facts import Facts
 from passes import _masks
 from passes._masks import Pattern, Rule
 from passes._train import Group, TrainSettings, loss_on, train_

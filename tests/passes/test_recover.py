@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import Facts
 from compress.data import DataSettings, Source
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise
+from compress.facts import Facts
 from passes import _masks
 from passes._train import Group, classifier, frozen, loss_on, split_on, train_
 from passes.recover import Recover, train

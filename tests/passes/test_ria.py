@@ -16,8 +16,8 @@ from torch import Tensor
 from compress import blocks, tree
 from compress.artifact import Artifact
 from compress.blocks import Branch
-from compress.contracts import MaskFact
 from compress.errors import BadSettings, BrokenPromise
+from compress.facts import MaskFact
 from passes._masks import apply_, keep_top
 from passes.ria import RIA, score
 from passes.ria.permute import Permuted, permute_, recovered, sites

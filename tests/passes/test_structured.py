@@ -17,10 +17,11 @@ from torch import Tensor
 from compress import blocks, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.contracts import BlockConfig, Exporter, Facts, MaskFact, Target
+from compress.contracts import Exporter, Target
 from compress.data import DataSettings, Role, Source
 from compress.engines import Engines
 from compress.errors import BadModel, BadSettings, BrokenPromise
+from compress.facts import BlockConfig, Facts, MaskFact
 from passes import _gates, _masks, _train
 from passes._narrowing import cutting
 from passes.structured import Structured, layers, learned, scores

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress.contracts import Facts
 from compress.errors import BadSettings
+from compress.facts import Facts
 from passes._layerwise import Inputs, Layer
 from passes._masks import keep_top
 from passes._oneshot import Task

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from compress.contracts import Task
 from compress.data import DataSettings, columns
 from compress.data.columns import Answer, Kind, Question, Sentences
 from compress.errors import BadData
+from compress.facts import Task
 
 
 def row(**values: Any) -> tuple[str, dict[str, Any]]:

@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from compress import files
-from compress.contracts import Task
 from compress.data import DataSettings, Examples, Question, Role, Source
 from compress.data.source import tokenizer_digest
 from compress.errors import BadData
+from compress.facts import Task
 
 TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "
 SENTENCES = [{"sentence": f"{word} fox", "label": i % 3} for i, word in enumerate(TEXT.split())]

@@ -1,0 +1,93 @@
+"""What is known of a model at one point of a pipeline before anything runs, from configuration and settings alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["causal-lm", "classification", "regression", "embedding"]
+
+
+@dataclass(frozen=True)
+class MaskFact:
+    """What is known of one linear's mask before anything ran: the pattern and the share of zeros."""
+
+    pattern: str
+    sparsity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridFact:
+    """What is known of one linear's codes before anything ran (`compress/grid.py` has the codes).
+
+    Attributes:
+        bits: of a code.
+        group_size: inputs that share a scale; None = a whole row.
+        zero: whether groups have a code of their own that stands for 0 (asymmetric).
+        offset: whether groups have a real offset.
+        activation: what the linear is meant to read: floats (`none`), or integers of 8 bits (`dynamic`).
+    """
+
+    bits: int
+    group_size: int | None
+    zero: bool = False
+    offset: bool = False
+    activation: Literal["none", "dynamic"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The shape of one block; a part of size 0 is absent and adds nothing to the residual.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: key and value heads; every one serves as many query heads.
+        head_dim: width of a head.
+        ffn: neurons of the FFN.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a shape that no block can have."""
+        if min(self.heads, self.kv_heads, self.ffn) < 0 or self.head_dim < 1:
+            raise ValueError(f"{self}: sizes must not be negative, nor head_dim 0")
+        if bool(self.heads) != bool(self.kv_heads) or (self.heads and self.heads % self.kv_heads):
+            raise ValueError(f"{self}: every key head must serve as many query heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the model at one point of the pipeline, from configuration and settings alone."""
+
+    family: str
+    task: Task
+    tied: bool
+    shapes: Mapping[str, tuple[int, int]]  # block linears: name -> (out, in)
+    biases: Mapping[str, int]  # every bias of the model: parameter name -> elements
+    norms: Mapping[str, int]  # every norm parameter but biases: parameter name -> elements
+    head: tuple[str, tuple[int, int]] | None
+    parameters: int
+    vocabulary: int
+    positions: int | None  # longest sequence the model takes; None = no limit of its own
+    layout: tuple[BlockConfig, ...]  # the blocks, first to last
+    masks: Mapping[str, MaskFact] = field(default_factory=dict)
+    grids: Mapping[str, GridFact] = field(default_factory=dict)  # block linears whose weights are codes
+    branches: Mapping[str, int] = field(default_factory=dict)  # block linears with a low-rank path: name -> rank
+    trained: bool = False
+    dropped: int = 0  # how many blocks of the dense parent are gone
+    stored: bool = False  # whether the weights of the blocks stay on disk
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.layout)
+
+    def after(self, **changes: Any) -> Facts:
+        """Return a copy with some facts replaced."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,84 @@
+"""The steps of a grid, and rounding to it: one rule for every pass, in float32.
+
+Weights `[out, in]`; groups of neighbours along `in`, as in `compress/grid.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compress.facts import GridFact
+from compress.grid import Grid, bounds, groups, spread
+
+_FLOOR = 2.0**-20  # of a scale, so that none vanishes in float16
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How wide the steps of each group are, and which code stands for 0.
+
+    Attributes:
+        scale: float32 `[out, groups]`, above 0.
+        zero: int8 `[out, groups]`; None = 0 everywhere.
+    """
+
+    scale: Tensor
+    zero: Tensor | None = None
+
+
+def span(weight: Tensor, fact: GridFact) -> Steps:
+    """Return the narrowest steps that clip nothing.
+
+    Symmetric: `max(|min W / lowest code|, |max W / highest code|)` (L4Q, arXiv 2402.04902, section 3.4).  With a zero:
+    the range, widened to hold 0, over `2^bits - 1`.  A group of zeros alone gets steps of 1.
+    """
+    low_code, high_code = bounds(fact.bits)
+    low, high = _ranges(weight, fact.group_size)
+    return _steps(low.clamp(max=0), high.clamp(min=0), low_code, high_code, asymmetric=fact.zero)
+
+
+def codes(weight: Tensor, steps: Steps, fact: GridFact) -> Tensor:
+    """Return the nearest codes, int8 `[out, in]`: clamped first, then rounded half to even."""
+    inputs = weight.shape[1]
+    low, high = bounds(fact.bits)
+    scaled = weight.float() / spread(steps.scale, inputs, fact.group_size)
+    if steps.zero is None:
+        return scaled.clamp_(low, high).round_().to(torch.int8)
+    zero = spread(steps.zero.float(), inputs, fact.group_size)
+    return scaled.clamp_(low - zero, high - zero).round_().add_(zero).to(torch.int8)
+
+
+def grid(weight: Tensor, steps: Steps, fact: GridFact) -> Grid:
+    """Return the grid of a weight rounded to the nearest codes."""
+    made = codes(weight, steps, fact)
+    return Grid(
+        bits=fact.bits,
+        group_size=fact.group_size,
+        codes=made,
+        scale=steps.scale,
+        zero=steps.zero,
+        activation=fact.activation,
+    )
+
+
+def _ranges(weight: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest weight of each group, float32 `[out, groups]`."""
+    rows, inputs = weight.shape
+    count = groups(inputs, group_size)
+    missing = count * group_size - inputs if group_size else 0
+    whole = functional.pad(weight.float(), (0, missing)).view(rows, count, -1)
+    return whole.amin(-1), whole.amax(-1)
+
+
+def _steps(low: Tensor, high: Tensor, low_code: int, high_code: int, *, asymmetric: bool) -> Steps:
+    empty = (low == 0) & (high == 0)
+    wide = (high - low) / (high_code - low_code) if asymmetric else torch.maximum(low / low_code, high / high_code)
+    scale = wide.clamp(min=_FLOOR).masked_fill(empty, 1)
+    if not asymmetric:
+        return Steps(scale)
+    zero = (low_code - low / scale).round().clamp(low_code, high_code)
+    return Steps(scale, zero.to(torch.int8))

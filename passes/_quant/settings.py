@@ -1,0 +1,33 @@
+"""What every pass that quantizes takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from compress.contracts import PassSettings
+
+Bits = Literal[2, 3, 4, 8]
+
+
+class QuantSettings(PassSettings):
+    """Settings of a pass that turns weights into codes."""
+
+    bits: Bits = Field(4, description="of a code: 2, 3, 4 or 8")
+    group_size: int | None = Field(
+        None, ge=-1, description="inputs that share a scale; -1 = a whole row; empty = 128, or a whole row at 8 bits"
+    )
+    symmetric: bool = Field(
+        True, description="whether code 0 stands for 0 everywhere, which TensorRT needs; false = a code of each group"
+    )
+    layers: Mapping[str, Bits | Literal["float"]] = Field(
+        {},
+        description="bits of the linears whose names match a pattern, as in include: the last that matches holds; "
+        "'float' leaves them as they are",
+    )
+    activation: Literal["none", "dynamic"] = Field(
+        "none", description="'dynamic': linears also read integers of 8 bits; needs bits = 8 and whole rows"
+    )
+    again: bool = Field(False, description="whether linears that have codes already may be quantized once more")
