@@ -156,7 +156,7 @@ def _edit(card: dict[str, Any]) -> dict[str, Any]:
         ("{", Tampered, "not readable as JSON"),
         ("[]", Tampered, "entries are missing"),
         (_edit, Tampered, "entries are missing"),
-        (lambda card: card | {"format": 99}, BadModel, "has format 99, this version reads 1"),
+        (lambda card: card | {"format": 99}, BadModel, "has format 99, this version reads 2"),
     ],
 )
 def test_a_card_that_is_none(tiny: Tiny, content: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
