@@ -119,6 +119,11 @@ class Grid:
         return spread(values, self.codes.shape[1], self.group_size)
 
 
+def facts(grids: Mapping[str, Grid]) -> dict[str, GridFact]:
+    """Return what is known of grids without their values; each is read by itself."""
+    return {name: grids[name].fact for name in grids}
+
+
 def bounds(bits: int) -> tuple[int, int]:
     """Return the lowest and the highest code."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

@@ -1,0 +1,99 @@
+"""What `show` found, as lines to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_OF_ENGINES = ("task", "family", "parameters", "precision", "target", "versions")
+
+
+def lines(about: Mapping[str, Any], indent: str = "", steps: int | None = None) -> list[str]:
+    """Return what `show` found as lines to read.
+
+    Args:
+        about: what `show` returned.
+        indent: put before every line.
+        steps: how many of the last steps of an artifact's lineage to tell; all unless given.
+    """
+    head = f"{indent}{about['path']}: {about['kind']}, {about['size_mib']:.1f} MiB"
+    inner = f"{indent}  "
+    match about["kind"]:
+        case "run":
+            state = "finished" if about["finished"] else "not finished"
+            parts = [lines(p, inner, steps=1) for p in (*about["steps"], *about["engines"])]
+            return [f"{head}, {state}", *(line for part in parts for line in part)]
+        case "artifact":
+            lineage = about["lineage"][-steps:] if steps else about["lineage"]
+            told = [line for step in lineage for line in _step_lines(step, inner)]
+            return [head, *told, *_mask_lines(about, inner), *_grid_lines(about, inner), *_shape_lines(about, inner)]
+        case "engine":
+            uses = " -> ".join(step["use"] for step in about["lineage"])
+            told = [*_key_lines(about, _OF_ENGINES, inner), *_measured_lines(about, inner)]
+            return [head, f"{inner}{uses} -> {about['exporter']}", *told]
+        case _:
+            told = _key_lines(about, ("model_type", "architectures", "dtype"), inner)
+            return [head, *told, *_shape_lines(about, inner)]
+
+
+def _step_lines(step: Mapping[str, Any], indent: str) -> list[str]:
+    told = {k: v for k, v in step["settings"].items() if v not in (None, "", [])}
+    settings = ", ".join(f"{k} = {_shown(v)}" for k, v in told.items())
+    return [f"{indent}{step['use']}: {settings}", *(f"{indent}  {note}" for note in step["notes"])]
+
+
+def _mask_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    shares = about["sparsity"].values()
+    if not shares:
+        return []
+    total = f"{about['sparsity_of_masked']:.2%} zeros under them"
+    return [f"{indent}{len(shares)} masks: {total}, {min(shares):.2%} to {max(shares):.2%} per layer"]
+
+
+def _grid_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    """Return a line for each kind of codes."""
+    kinds = Counter((g["bits"], g["group_size"]) for g in about["grids"].values())
+    return [
+        f"{indent}{count} linears in codes of {bits} bits, {f'groups of {size}' if size else 'whole rows'}"
+        for (bits, size), count in sorted(kinds.items(), key=lambda item: (item[0][0], item[0][1] or 0))
+    ]
+
+
+def _shape_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    """Return a line for each run of equal blocks, and one for the branches."""
+    runs: list[tuple[int, int, str]] = []
+    for index, block in enumerate(about.get("blocks", [])):
+        attention = (
+            "{heads} query heads on {kv_heads} key heads of width {head_dim}".format(**block) if block["heads"] else ""
+        )
+        what = f"{attention or 'no attention'}, {block['ffn'] or 'no'} neurons"
+        first = runs.pop()[0] if runs and runs[-1][2] == what else index
+        runs.append((first, index, what))
+    told = [f"{indent}block {a}: {t}" if a == b else f"{indent}blocks {a} to {b}: {t}" for a, b, t in runs]
+    if ranks := about.get("branches", {}).values():
+        told.append(f"{indent}{len(ranks)} branches, rank {min(ranks)} to {max(ranks)}")
+    return told
+
+
+def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    measured = about.get("measured", {})
+    found = []
+    for parity in measured.get("parity", []):
+        found.append(f"{indent}parity: logits differ from the model's by at most {parity['logits']['difference']:.1e}")
+    for engine in measured.get("latency", {}).get("engines", []):
+        if Path(engine["folder"]).name == Path(about["path"]).name:
+            times = ", ".join(f"{n} {engine[n]['ms']:.3g} ms" for n in ("prefill", "decode", "request") if engine[n])
+            found.append(f"{indent}latency: {times}, {engine['request']['ratio']:.3g} of the parent's request")
+    return found
+
+
+def _key_lines(about: Mapping[str, Any], keys: Sequence[str], indent: str) -> list[str]:
+    return [f"{indent}{key}: {_shown(about[key])}" for key in keys if about.get(key) is not None]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
