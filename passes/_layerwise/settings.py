@@ -6,18 +6,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from passes._masks import MaskSettings
+from compress.contracts import PassSettings
 
 
-class LayerwiseSettings(MaskSettings):
-    """Settings of a walk over the blocks."""
+class LayerwiseSettings(PassSettings):
+    """Settings of a walk over the blocks; a pass narrows `reference` to the words that are its own."""
 
     sequential: Literal["linear", "block"] = Field(
         "block",
         description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
         "or, in one run, before any of its block has",
     )
-    reference: Literal["sparse", "dense"] = Field(
+    reference: Literal["sparse", "quantized", "dense"] = Field(
         "sparse",
         description="what the output of a changed linear is held against: what its old weight makes of the inputs "
         "that it gets now, or what the model gave before anything changed",
