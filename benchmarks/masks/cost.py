@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+from benchmarks import _cases
 from benchmarks._ledger import Row
-from benchmarks.masks import cases, run
+from benchmarks.masks import run
 from benchmarks.masks.ours import METHODS
 from benchmarks.masks.run import Cell
 
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/masks"), help="where the model is kept")
     given = parser.parse_args()
     case = given.work / "geometry"
-    if not (case / cases.IDS).exists():
-        cases.geometry(case)
+    if not (case / _cases.IDS).exists():
+        _cases.geometry(case)
     measured: dict[Cell, list[Row]] = {cell: [] for cell in (PEER, *OURS)}
     for _ in range(given.rounds):
         for cell, rows in measured.items():
@@ -52,7 +53,7 @@ def table(measured: Mapping[Cell, list[Row]]) -> str:
     found = {c: {k: median(r[k] for r in rows) for k in FIGURES} for c, rows in measured.items()}
     peer = found[PEER]
     lines = [
-        f"SparseGPT 2:4, 135 M random parameters, {cases.CALIBRATION} windows of {cases.LENGTH} tokens, "
+        f"SparseGPT 2:4, 135 M random parameters, {_cases.CALIBRATION} windows of {_cases.LENGTH} tokens, "
         f"one thread, medians of {len(measured[PEER])} in turns, Python {platform.python_version()}.\n",
         "| tool | method | seconds | x peer | of the processor | x peer | MiB above what was imported | x peer |",
         "|---|---|--:|--:|--:|--:|--:|--:|",

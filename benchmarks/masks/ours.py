@@ -10,20 +10,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.masks.peers import _case
-from compress import registry, tree
+from benchmarks._passes import through
+from benchmarks.peers import _case
+from compress import tree
 from compress.artifact import Artifact
-from compress.context import Context
-from compress.contracts import Pass
-from compress.data import Examples, Source
 from compress.store import give_back_
-from passes._pruned import facts_of
 
 # As many forwards as the peers take: a block at a time, against what the pruned model itself gives.
 LIGHT = {"sequential": "block", "reference": "sparse"}
@@ -46,26 +43,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Ids:
-    """Token windows as a source that passes can read."""
-
-    def __init__(self, windows: Tensor) -> None:
-        self._examples = Examples.of_windows(windows)
-
-    def examples(self, tokenizer: Any) -> Examples:
-        """Return the windows, whatever the tokenizer."""
-        return self._examples
-
-
-def through(use: str, settings: dict[str, Any], artifact: Artifact, folder: Path, **windows: Tensor) -> Artifact:
-    """Run one pass as the pipeline does, on ids by role (`calibration`, `training`)."""
-    plugin = registry.load("passes", use, Pass)
-    step = plugin(plugin.Settings(**settings))
-    step.plan(facts_of(artifact))
-    data = {role: cast(Source, Ids(ids)) for role, ids in windows.items()}
-    return step.run(artifact, Context(folder=folder, data=data))
-
-
 def asked(method: str, pattern: str) -> tuple[str, dict[str, Any]]:
     """Return the pass and its settings of a method in the tables."""
     use, settings = METHODS[method]
@@ -76,10 +53,11 @@ def asked(method: str, pattern: str) -> tuple[str, dict[str, Any]]:
 def prune(model: Any, tokenizer: Any, calibration: Tensor, method: str, pattern: str) -> Any:
     """Return the pruned model."""
     use, settings = asked(method, pattern)
-    windows = {"calibration": calibration} if registry.load("passes", use, Pass).uses else {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         tree.linearise_(model)
-        return through(use, settings, Artifact(model=model, tokenizer=tokenizer), Path(folder), **windows).model
+        return through(
+            use, settings, Artifact(model=model, tokenizer=tokenizer), Path(folder), calibration=calibration
+        ).model
 
 
 def prune_from_disk(case: Path, method: str, pattern: str, out: Path) -> None:

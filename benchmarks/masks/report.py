@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
+from benchmarks import _score
 from benchmarks._ledger import Row
-from benchmarks.masks import score, trained
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of every measured process: one thread, and large blocks of memory returned at once."""
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **quiet, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+from benchmarks.masks import trained
 
 
 def render(setup: Row, rows: Mapping[str, Row]) -> str:
     """Return the page."""
     told = "; ".join(f"{k} {v}" for k, v in setup.items())
     dense = rows["dense"]["losses"]
-    parts = [f"Setup: {told}. Dense perplexity {score.perplexity(dense):.4f} on {len(dense)} windows."]
+    parts = [f"Setup: {told}. Dense perplexity {_score.perplexity(dense):.4f} on {len(dense)} windows."]
     for pattern in ("50%", "2:4"):
         parts += [f"\n## {pattern}\n", *_pattern(rows, pattern)]
     if trained.best(rows):
@@ -34,9 +28,9 @@ def _pattern(rows: Mapping[str, Row], pattern: str) -> list[str]:
         "| tool | method | perplexity | minus dense | minus the best peer's (95 %) | zeros | 2:4 | s | MiB |",
         "|---|---|--:|--:|--:|--:|---|--:|--:|",
     ]
-    dense = score.perplexity(rows["dense"]["losses"])
+    dense = _score.perplexity(rows["dense"]["losses"])
     for row in sorted(found, key=lambda r: sum(r["losses"])):
-        own = score.perplexity(row["losses"])
+        own = _score.perplexity(row["losses"])
         cells = [row["tool"], row["method"], f"{own:.4f}", f"{own - dense:+.4f}", _beside(row, found)]
         kept = "yes" if row["two_of_four"] else ""
         cells += [f"{row['zeros']:.2%}", kept, f"{row['seconds']:.1f}", f"{row['added_mib']:.0f}"]
@@ -51,7 +45,7 @@ def _beside(row: Row, found: list[Row]) -> str:
     if row["tool"] != "compress" or not peers:
         return ""
     best = min(peers, key=lambda r: sum(r["losses"]))
-    value, low, high = score.difference(row["losses"], best["losses"])
+    value, low, high = _score.difference(row["losses"], best["losses"])
     return f"{value:+.4f} ({low:+.4f} … {high:+.4f}) {best['tool']}"
 
 
@@ -65,8 +59,8 @@ def _trained(rows: Mapping[str, Row]) -> list[str]:
     before = {"pruned": rows["compress/sparsegpt/2:4"]["losses"], "dense": rows["dense"]["losses"]}
     for row in (r for r in found if r["name"] != trained.CONTROL):
         control = controls[row["steps"]]["losses"]
-        left, low, high = score.share_lost({"recovered": row["losses"], "control": control, **before})
-        figures = f"{score.perplexity(control):.4f} | {score.perplexity(row['losses']):.4f}"
+        left, low, high = _score.share_lost({"recovered": row["losses"], "control": control, **before})
+        figures = f"{_score.perplexity(control):.4f} | {_score.perplexity(row['losses']):.4f}"
         told = f"{row['name']} | {row['steps']} | {row['lr']:g}"
         lines.append(f"| {told} | {figures} | {left:.1%} ({low:.1%} … {high:.1%}) |")
     return lines

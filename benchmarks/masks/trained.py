@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _cases, _score
 from benchmarks._ledger import Results, Row
-from benchmarks.masks import cases, score
-from benchmarks.masks.ours import asked, through
+from benchmarks._passes import through
+from benchmarks.masks.ours import asked
 from compress import loading, tree
 from compress.artifact import Artifact
 
@@ -63,7 +64,7 @@ def best(rows: Mapping[str, Row]) -> list[Row]:
 
 def run(results: Results, case: Path, *, quick: bool) -> None:
     """Finish the trainings that are not finished yet."""
-    ids = cases.ids_of(case)
+    ids = _cases.ids_of(case)
     for training in trainings(quick):
         if training.key in results.rows:
             continue
@@ -77,8 +78,8 @@ def run(results: Results, case: Path, *, quick: bool) -> None:
             given = {**settings, "steps": training.steps, "lr": training.lr, "batch": BATCH, "checkpoint_every": 10**6}
             artifact = through(use, given, artifact, Path(folder), training=ids["training"])
         row: Row = {"key": training.key, **asdict(training), "seconds": round(time.perf_counter() - started, 1)}
-        tuning, losses = (score.window_losses(artifact.model, ids[role]) for role in ("calibration", "evaluation"))
+        tuning, losses = (_score.window_losses(artifact.model, ids[role]) for role in ("calibration", "evaluation"))
         row |= {"tuning": round(sum(tuning) / len(tuning), 6), "losses": [round(v, 6) for v in losses]}
         row["zeros"] = sum(int((w.weight == 0).sum()) for w in tree.block_linears(artifact.model).values())
         results.add(row)
-        print(f"{training.key}: perplexity {score.perplexity(losses):.4f} ({row['seconds']:.0f} s)", flush=True)
+        print(f"{training.key}: perplexity {_score.perplexity(losses):.4f} ({row['seconds']:.0f} s)", flush=True)

@@ -1,4 +1,4 @@
-"""Held-out loss of pruned weights, and intervals of its differences."""
+"""Held-out loss of changed weights, how far they stray from the dense model, and intervals of differences."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def open_model(case: Path) -> PreTrainedModel:
 
 
 def put_(model: PreTrainedModel, weights: Path) -> None:
-    """Give the model's block linears the weights that a method wrote; those of a Conv1D may be transposed.
+    """Give the model the parameters that a method wrote.
 
     Raises:
-        KeyError: a linear has none.
+        KeyError: a block linear has none.
     """
     given = load_file(weights)
     with torch.no_grad():
-        for name, linear in tree.block_linears(model).items():
-            linear.weight.copy_(given[name])
+        for name in dict.fromkeys([*(f"{n}.weight" for n in tree.block_linears(model)), *given]):
+            model.get_parameter(name).copy_(given[name])
 
 
 def window_losses(model: PreTrainedModel, windows: Tensor) -> list[float]:
@@ -47,6 +47,16 @@ def window_losses(model: PreTrainedModel, windows: Tensor) -> list[float]:
             each = functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
             losses += each.mean(1).tolist()
     return losses
+
+
+def window_divergences(model: PreTrainedModel, dense: PreTrainedModel, windows: Tensor) -> list[float]:
+    """Return each window's mean KL(dense || model) in nats a token."""
+    found: list[float] = []
+    with torch.no_grad():
+        for batch in windows.split(16):
+            now, before = (m(input_ids=batch).logits.float().log_softmax(-1) for m in (model, dense))
+            found += functional.kl_div(now, before, reduction="none", log_target=True).sum(-1).mean(1).tolist()
+    return found
 
 
 def zeros(model: PreTrainedModel) -> tuple[float, bool]:
@@ -65,6 +75,12 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, fl
     """Return perplexity of a minus that of b, with its 95 % interval by paired bootstrap over the windows."""
     low, high = np.percentile(_drawn(lambda x, y: np.exp(x) - np.exp(y), a, b), [2.5, 97.5])
     return perplexity(a) - perplexity(b), float(low), float(high)
+
+
+def mean_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of a minus that of b, with its 95 % interval as `difference`."""
+    low, high = np.percentile(_drawn(np.subtract, a, b), [2.5, 97.5])
+    return float(np.mean(a) - np.mean(b)), float(low), float(high)
 
 
 def share_lost(rows: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:

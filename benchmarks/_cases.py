@@ -1,4 +1,4 @@
-"""What every method prunes: a model with fixed calibration, evaluation and training ids, the same for all.
+"""What every method changes: a model with fixed calibration, evaluation and training ids, the same for all.
 
 A case is a folder: `model/` (Hugging Face) and `ids.safetensors` with `calibration`, `evaluation` and `training`, int64
 `[windows, length]` each.  Peers read the same folder in their own environments.
@@ -6,6 +6,8 @@ A case is a folder: `model/` (Hugging Face) and `ids.safetensors` with `calibrat
 
 from __future__ import annotations
 
+import argparse
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,48 @@ SEED = 20260823
 LENGTH, CALIBRATION, EVALUATION, TRAINING = 128, 64, 96, 4096
 FIXTURE_STEPS = 300
 IDS = "ids.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser, work: Path) -> None:
+    """Add what chooses a case to a command line."""
+    parser.add_argument("--case", default="fixture", help="fixture, demo, or a name of yours together with --model")
+    parser.add_argument("--model", help="a folder; by default the demo model")
+    parser.add_argument("--text", default="python-source", help="training text: a built-in corpus, or a file")
+    parser.add_argument("--evaluation", help="evaluation text; by default the held-out side of a built-in --text")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens a window")
+    parser.add_argument("--work", type=Path, default=work, help="where cases are kept")
+
+
+def parsed(parser: argparse.ArgumentParser) -> Any:
+    """Return the command line with the model that its case stands for."""
+    given = parser.parse_args()
+    given.model = given.model or ("demo" if given.case == "demo" else None)
+    if given.case != "fixture" and given.model is None:
+        parser.error("--case needs --model, a folder")
+    return given
+
+
+def of(given: Any) -> Path:
+    """Return the folder of the case that a command line asks for, made when absent."""
+    case: Path = given.work / given.case
+    if not (case / IDS).exists():
+        print(f"making {case} ...", flush=True)
+        if given.case == "fixture":
+            fixture(case)
+        else:
+            of_model(case, given.model, given.text, given.evaluation or given.text, given.length)
+    return case
+
+
+def setup(case: Path) -> dict[str, str]:
+    """Return what a results file keeps of a case."""
+    return {
+        "case": case.name,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "ids": files.sha256(case / IDS)[:12],
+        "weights": files.sha256(case / "model" / "model.safetensors")[:12],
+    }
 
 
 def ids_of(case: Path) -> dict[str, Tensor]:
