@@ -41,6 +41,23 @@ def inverse_factor(hessian: Tensor) -> Tensor | None:
     return upper if not failed and bool(upper.isfinite().all()) else None
 
 
+def factored(gram: Tensor, damping: float, failed: Callable[[str], None]) -> tuple[Tensor, Tensor] | None:
+    """Return the damped H and C in float32; where H has no factor, in float64, then with ten times the damping.
+
+    Args:
+        gram: H `[in, in]`.
+        damping: as `damped` has it.
+        failed: is told of each attempt that failed.
+    """
+    for share, double in ((damping, False), (damping, True), (10 * damping, True)):
+        hessian = damped(gram.double() if double else gram, share)
+        upper = inverse_factor(hessian)
+        if upper is not None:
+            return hessian.float(), upper.float()
+        failed(f"H has no Cholesky factor with damping {share:g} in fp{64 if double else 32}")
+    return None
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which weights a sweep prunes: each stretch of columns when the sweep comes to it, by the scores of that moment.

@@ -78,15 +78,10 @@ class SparseGPT(Oneshot):
         """Yield plain zeroing, the updated weight under the same mask and, where asked for, under a refined one."""
         assert inputs.gram is not None
         names = ", ".join(task.layer.name for task in tasks)
-        for damping, double in self._dampings():
-            hessian = _obs.damped(inputs.gram.double() if double else inputs.gram, damping)
-            upper = _obs.inverse_factor(hessian)
-            if upper is not None:
-                break
-            note(f"{names}: H has no Cholesky factor with damping {damping:g} in fp{64 if double else 32}")
-        else:
+        found = _obs.factored(inputs.gram, self.settings.damping, lambda text: note(f"{names}: {text}"))
+        if found is None:
             raise BadModel(f"{names}: what they read is too dependent to be inverted; raise damping")
-        hessian, upper = hessian.float(), upper.float()
+        hessian, upper = found
         for task in tasks:
             target = task.weight
             if inputs.cross is not None:
@@ -100,10 +95,6 @@ class SparseGPT(Oneshot):
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the counts of the masks, the zeros, and that nothing but the chosen linears' weights changed."""
         self.check(before, after)
-
-    def _dampings(self) -> list[tuple[float, bool]]:
-        damping = self.settings.damping
-        return [(damping, False), (damping, True), (10 * damping, True)]
 
     def _attempts(self, task: Task, target: Tensor, hessian: Tensor, upper: Tensor) -> list[Attempt]:
         given, group = self.settings, task.rule.pattern.group

@@ -6,7 +6,9 @@ held out: they travel alike, and what the linears read on them is for checking a
 """
 
 from passes._layerwise.capture import Chunk, windows
+from passes._layerwise.cost import cost
 from passes._layerwise.inputs import Inputs, Layer, error
+from passes._layerwise.journal import Journal
 from passes._layerwise.observe import first, pass_, run
 from passes._layerwise.settings import LayerwiseSettings
 from passes._layerwise.stream import Stream
@@ -15,9 +17,11 @@ from passes._layerwise.walk import walk_
 __all__ = [
     "Chunk",
     "Inputs",
+    "Journal",
     "Layer",
     "LayerwiseSettings",
     "Stream",
+    "cost",
     "error",
     "first",
     "pass_",

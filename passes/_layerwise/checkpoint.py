@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compress import files, grid, masks, tensors
-from compress.grid import Grid, StoredGrids
+from compress import files, grids, masks, tensors
+from compress.grid import Grid
+from compress.grids import StoredGrids
 from compress.tensors import Layout
 
 
@@ -38,8 +39,8 @@ class Checkpoint:
         new_masks = {n: m for n, m in made.items() if isinstance(m, Tensor)}
         new_grids = {n: g for n, g in made.items() if isinstance(g, Grid)}
         masks.write(self._masks, new_masks, {n: self._shapes[n] for n in new_masks})
-        grid.write(self._grids, new_grids)
-        files.write_json(self._cards, {n: grid.card(g) for n, g in new_grids.items()})
+        grids.write(self._grids, new_grids)
+        files.write_json(self._cards, {n: grids.card(g) for n, g in new_grids.items()})
         layouts = {n: Layout(p.dtype, tuple(p.shape)) for n, p in self._parameters.items()}
         tensors.write(self._weights, layouts, lambda name: self._parameters[name])
 

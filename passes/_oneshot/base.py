@@ -14,17 +14,14 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate, Pass
-from compress.errors import BadModel, BadSettings
+from compress.errors import BadSettings
 from compress.facts import Facts
 from passes import _densities, _pruned, _swaps
-from passes._layerwise import Inputs, Layer, error, walk_
+from passes._layerwise import Inputs, Journal, Layer, cost, walk_
 from passes._masks import Rule, Scope
-from passes._oneshot.journal import Journal
 from passes._oneshot.settings import OneshotSettings
 from passes._oneshot.task import Attempt, Task
 from passes._pruned import Readable
-
-_TOKENS = 64 * 1024  # of the calibration that estimates count with
 
 
 class Oneshot(Pass):
@@ -89,25 +86,14 @@ class Oneshot(Pass):
         return rule.plan(facts, names)
 
     def estimate(self, facts: Facts) -> Estimate:
-        """Return the cost: the model, what one linear's inputs and weight need, and two forwards of the calibration.
-
-        The calibration is counted with 64 Ki tokens, and a core with 3e10 products a second.
-        """
-        shapes = [facts.shapes[n] for n in self._chosen(facts.shapes)]
-        model, weights = 4 * facts.parameters, sum(map(math.prod, shapes))
-        widest, largest = max(i for _, i in shapes), max(map(math.prod, shapes))
-        hidden = 4 * _TOKENS * min(i for _, i in shapes) * (2 if self.settings.reference == "dense" else 1)
-        grams = sum(i * i for _, i in shapes) if self.gram else 0
-        work = 2 * _TOKENS * (2 * weights + grams)
-        if self.updates:
-            work += sum(i * i * (i + 2 * o) for o, i in shapes)
+        """Return the cost of the walk, of updates and of swaps."""
+        names = self._chosen(facts.shapes)
+        shapes = [facts.shapes[n] for n in names]
+        work = sum(i * i * (i + 2 * o) for o, i in shapes) if self.updates else 0
         if self.settings.refine == "swaps":
             work += sum(o * i * i for o, i in shapes) * self.settings.refine_cycles
-        return Estimate(
-            peak_mib=(4 * tree.held(facts) + hidden + 24 * largest + (16 * widest**2 if self.gram else 0)) / 2**20,
-            disk_mib=(2 * model + weights / 8 + 2 * hidden) / 2**20,
-            seconds=work / 3e10 + model / 1e9,
-        )
+        kept = sum(map(math.prod, shapes)) / 8
+        return cost(facts, names, self.settings, gram=self.gram, work=work, kept=kept)
 
     def prune(self, artifact: Artifact, context: Context) -> Artifact:
         """Return the artifact pruned; what was found of finished blocks is kept for whoever resumes."""
@@ -174,11 +160,7 @@ class Oneshot(Pass):
                 tasks, self.attempts(inputs, tasks, lambda text: journal.note(names[0], text)), strict=True
             ):
                 layer = task.layer
-                errors = [error(layer, attempt.weight) for attempt in found]
-                if not all(map(math.isfinite, errors)):
-                    raise BadModel(f"{layer.name}: its outputs on held-out windows are NaN or infinite once pruned")
-                best = min(range(len(found)), key=lambda i: (errors[i], -i))
-                journal.enter(layer.name, [a.what for a in found], errors, best)
+                best = journal.choose(layer, [(a.what, a.weight) for a in found])
                 if not found[best].mask.any():
                     journal.note(layer.name, f"{layer.name}: nothing is left of it")
                 layer.linear.weight.copy_(found[best].weight)

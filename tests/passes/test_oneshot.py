@@ -21,9 +21,9 @@ from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
 from compress.facts import MaskFact
 from passes import _densities
+from passes._layerwise import Journal
 from passes._masks import fact, same_bits
 from passes._oneshot import Oneshot
-from passes._oneshot.journal import Journal
 from passes.magnitude import Magnitude
 from tests.conftest import CAUSAL, ENCODERS
 

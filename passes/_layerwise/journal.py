@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from compress import files
 from compress.context import Report
+from compress.errors import BadModel
+from passes._layerwise.inputs import Layer, error
 
 _NAMED = 8  # linears in one note
 
@@ -32,9 +37,22 @@ class Journal:
         """Keep a note with a linear."""
         self._layers[name]["notes"].append(text)
 
-    def enter(self, name: str, attempts: Sequence[str], errors: Sequence[float], best: int) -> None:
-        """Keep the held-out errors of the attempts at a linear, the last being what was asked for, and which stays."""
-        self._layers[name] |= {"attempts": list(attempts), "errors": list(errors), "best": best}
+    def choose(self, layer: Layer, attempts: Sequence[tuple[str, Tensor]]) -> int:
+        """Return which attempt at a linear is best on its held-out rows, the later of equal ones, and keep the errors.
+
+        Args:
+            layer: with its old weight.
+            attempts: what was done, in words, and the weight `[out, in]` it gave; the last is what was asked for.
+
+        Raises:
+            BadModel: an error is not finite.
+        """
+        errors = [error(layer, weight) for _, weight in attempts]
+        if not all(map(math.isfinite, errors)):
+            raise BadModel(f"{layer.name}: its outputs on held-out windows are NaN or infinite once it is changed")
+        best = min(range(len(errors)), key=lambda i: (errors[i], -i))
+        self._layers[layer.name] |= {"attempts": [what for what, _ in attempts], "errors": errors, "best": best}
+        return best
 
     def save(self) -> None:
         """Write the file."""
@@ -60,8 +78,14 @@ class Journal:
         first = median(layer["errors"][0] for layer in layers.values())
         kept = {n: layer["errors"][layer["best"]] for n, layer in layers.items()}
         worst = max(kept, key=lambda n: kept[n])
-        plain = f", {first:.3%} by plain zeroing" if any(len(v["errors"]) > 1 for v in layers.values()) else ""
+        plain = f", {first:.3%} by {_plain(layers)}" if any(len(v["errors"]) > 1 for v in layers.values()) else ""
         report.note(
             f"outputs on held-out windows are off by {median(kept.values()):.3%} of their energy in the median linear"
             f"{plain}; most, {kept[worst]:.3%}, in {worst}"
         )
+
+
+def _plain(layers: Mapping[str, dict[str, Any]]) -> str:
+    """Return what was tried first of every linear."""
+    told: str = next(iter(layers.values()))["attempts"][0]
+    return told
