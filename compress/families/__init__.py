@@ -25,6 +25,7 @@ class Family:
         qkvo: names of the query, key, value and output linears within a block; one fused name for GPT-2's q, k, v.
         up: FFN linears whose outputs are the FFN's neurons.
         down: the FFN linear that reads them.
+        factor: of `up`, the linear whose outputs no nonlinearity gets, but that are a factor of what `down` reads.
         core: the module within a block that computes attention and knows its heads.
         head_dim: its attribute that holds the width of a head.
         counts: its attributes that count the query heads.
@@ -47,6 +48,7 @@ class Family:
     qkvo: tuple[str, ...]
     up: tuple[str, ...]
     down: str
+    factor: str | None = None
     core: str
     head_dim: str = "head_dim"
     counts: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ FAMILY = Family(
     qkvo=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     up=("mlp.gate_proj", "mlp.up_proj"),
     down="mlp.down_proj",
+    factor="mlp.up_proj",
     core="self_attn",
     groups=("num_key_value_groups",),
     norms=("input_layernorm", "post_attention_layernorm"),
