@@ -62,6 +62,27 @@ class Estimate:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One choice that a pass has for a part of the model, judged with all else left as it is.
+
+    Whoever chooses takes one candidate of every layer: scores and each cost are then summed over the layers.
+
+    Attributes:
+        layer: a linear of the blocks, or a block of which every linear gets the same.
+        choice: the settings that make it, such as `{"bits": 3}`; empty = the layer as it is.
+        score: how far the outputs of the model are then from the given one's; 0 as it is.  Nats a token of a causal
+            language model, nats a row of a classifier, else the share of the outputs' energy.
+        costs: what the layer takes, by name; `bytes` are those of its weights (codes, scales and zeros), as an
+            artifact stores them.
+    """
+
+    layer: str
+    choice: Mapping[str, Any]
+    score: float
+    costs: Mapping[str, float]
+
+
 class Pass(ABC):
     """One step from artifact to artifact.
 
@@ -93,6 +114,13 @@ class Pass(ABC):
     @abstractmethod
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Return the changed artifact; the given one's model may be changed in place and must not be used again."""
+
+    def candidates(self, artifact: Artifact, context: Context) -> Sequence[Candidate]:
+        """Return the choices for each layer, it as it is among them; none unless the pass judges layers one by one.
+
+        The artifact is not changed; what was judged already is kept in `context.folder`.
+        """
+        return ()
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Raise `BrokenPromise` unless `after` is what this pass declares, `before` being its cached input."""

@@ -28,6 +28,7 @@ class GridFact:
         zero: whether groups have a code of their own that stands for 0 (asymmetric).
         offset: whether groups have a real offset.
         activation: what the linear is meant to read: floats (`none`), or integers of 8 bits (`dynamic`).
+        others: what it may turn out to be instead, where the pass chooses when it runs.
     """
 
     bits: int
@@ -35,6 +36,18 @@ class GridFact:
     zero: bool = False
     offset: bool = False
     activation: Literal["none", "dynamic"] = "none"
+    others: tuple[GridFact, ...] = ()
+
+    @property
+    def possible(self) -> tuple[GridFact, ...]:
+        """All that it may turn out to be; whoever cannot do with one of them cannot do with this."""
+        return (dataclasses.replace(self, others=()), *self.others)
+
+    @property
+    def told(self) -> str:
+        """The bits in words: `4 bits`, `2 or 4 bits`."""
+        *first, last = sorted({str(p.bits) for p in self.possible})
+        return f"{', '.join(first)} or {last} bits" if first else f"{last} bits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +100,10 @@ class Facts:
     def blocks(self) -> int:
         """How many blocks there are."""
         return len(self.layout)
+
+    def admits(self, grids: Mapping[str, GridFact]) -> bool:
+        """Tell whether a model with just these codes is what is known here."""
+        return grids.keys() == self.grids.keys() and all(g in self.grids[n].possible for n, g in grids.items())
 
     def after(self, **changes: Any) -> Facts:
         """Return a copy with some facts replaced."""

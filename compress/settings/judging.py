@@ -92,7 +92,7 @@ def _judge_grids(entry: Entry, facts: Facts) -> None:
     """Raise `BadSettings` for a pass that needs floats, after one that left codes."""
     if facts.grids and isinstance(entry.plugin, Pass) and not entry.plugin.quantized:
         name, fact = next(iter(facts.grids.items()))
-        what = f"works on float weights, and {name} has codes of {fact.bits} bits from an earlier pass"
+        what = f"works on float weights, and {name} has codes of {fact.told} from an earlier pass"
         raise BadSettings(f"{what}; put {entry.use} before the pass that quantizes", key="use")
 
 
