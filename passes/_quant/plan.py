@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 
 from compress import tree
@@ -12,34 +14,67 @@ from passes._quant.settings import QuantSettings
 _GROUP_SIZE = 128
 
 
-def chosen(names: Iterable[str], settings: QuantSettings) -> dict[str, int]:
-    """Return the bits of every linear that is to be quantized, by name in order.
+def choices(names: Iterable[str], settings: QuantSettings, *, open_: bool) -> dict[str, tuple[int, ...]]:
+    """Return the bits that every linear to quantize may get, fewest first, by name in order.
+
+    Args:
+        names: of linears.
+        settings: how to quantize.
+        open_: whether those that no pattern fixes may get each of the settings' choices.
 
     Raises:
         BadSettings: a pattern matches nothing, or nothing is left.
     """
     every = tree.select(list(names), settings.include, settings.exclude)
-    bits: dict[str, int | str] = dict.fromkeys(every, settings.bits)
+    usual = tuple(sorted(set(settings.choices))) if open_ else (settings.bits,)
+    bits: dict[str, tuple[int, ...] | None] = dict.fromkeys(every, usual)
     for pattern, given in settings.layers.items():
         try:
-            bits |= dict.fromkeys(tree.select(every, (pattern,), ()), given)
+            found = tree.select(every, (pattern,), ())
         except BadSettings as error:
             raise BadSettings(str(error), key="layers") from None
-    found = {n: int(b) for n, b in bits.items() if b != "float"}
-    if not found:
+        bits |= dict.fromkeys(found, None if given == "float" else (given,))
+    kept = {n: b for n, b in bits.items() if b is not None}
+    if not kept:
         raise BadSettings("leaves every linear in floats; quantize one at least", key="layers")
-    return found
+    return kept
+
+
+def chosen(names: Iterable[str], settings: QuantSettings) -> dict[str, int]:
+    """Return the bits of every linear that is to be quantized, at most, by name in order.
+
+    Raises:
+        BadSettings: a pattern matches nothing, or nothing is left.
+    """
+    return {n: bits[-1] for n, bits in choices(names, settings, open_=settings.average_bits is not None).items()}
 
 
 def planned(facts: Facts, settings: QuantSettings) -> dict[str, GridFact]:
-    """Return the grid of every linear that is to be quantized.
+    """Return the grid of every linear that is to be quantized, with the `others` that it may get with `average_bits`.
+
+    Raises:
+        BadSettings: a grid does not fit a linear or contradicts itself, a linear has codes already, or no choice of
+            bits keeps their mean low enough.
+    """
+    _check_mean(settings)
+    found = possible(facts, settings, open_=settings.average_bits is not None)
+    if settings.average_bits is not None:
+        _check_reach(settings.average_bits, found, facts)
+    return found
+
+
+def possible(facts: Facts, settings: QuantSettings, *, open_: bool) -> dict[str, GridFact]:
+    """Return the grid that every linear to quantize may get, all choices of bits among them if these are open.
 
     Raises:
         BadSettings: a grid does not fit a linear or contradicts itself, or a linear has codes already.
     """
-    found = {n: _fact(bits, settings) for n, bits in chosen(facts.shapes, settings).items()}
-    for name, fact in found.items():
-        _check(name, fact, facts, settings)
+    found: dict[str, GridFact] = {}
+    for name, bits in choices(facts.shapes, settings, open_=open_).items():
+        *others, most = (_fact(b, settings) for b in bits)
+        for each in (most, *others):
+            _check(name, each, facts, settings)
+        found[name] = dataclasses.replace(most, others=tuple(others))
     return found
 
 
@@ -55,6 +90,26 @@ def _fact(bits: int, settings: QuantSettings) -> GridFact:
     )
 
 
+def _check_mean(settings: QuantSettings) -> None:
+    """Raise unless what belongs to `average_bits` comes with it, and nothing that it replaces."""
+    given = settings.model_fields_set
+    if settings.average_bits is not None and "bits" in given:
+        what = f"comes from the choices where average_bits is given, got {settings.bits}"
+        raise BadSettings(f"{what}; leave one of them out", key="bits")
+    for key in ("choices", "choose", "choose_windows"):
+        if settings.average_bits is None and key in given:
+            raise BadSettings(f"only with average_bits, got {getattr(settings, key)}; leave it out", key=key)
+
+
+def _check_reach(mean: float, planned: dict[str, GridFact], facts: Facts) -> None:
+    """Raise unless the fewest bits of every linear have such a mean."""
+    sizes = {n: math.prod(facts.shapes[n]) for n in planned}
+    least = sum(min(p.bits for p in each.possible) * sizes[n] for n, each in planned.items()) / sum(sizes.values())
+    if least > mean:
+        what = f"no choice of bits has so low a mean, got {mean:g}; the lowest is {least:g}"
+        raise BadSettings(f"{what}, which more or other choices, or layers, would change", key="average_bits")
+
+
 def _check(name: str, fact: GridFact, facts: Facts, settings: QuantSettings) -> None:
     inputs = facts.shapes[name][1]
     if fact.group_size == 0:
@@ -66,5 +121,5 @@ def _check(name: str, fact: GridFact, facts: Facts, settings: QuantSettings) -> 
         what = f"{name}: integer inputs go with 8 bits, symmetric, in whole rows"
         raise BadSettings(f"{what}, got {fact.bits} bits; leave it 'none'", key="activation")
     if name in facts.grids and not settings.again:
-        what = f"{name} has codes of {facts.grids[name].bits} bits already"
+        what = f"{name} has codes of {facts.grids[name].told} already"
         raise BadSettings(f"{what}; exclude it, or again = true rounds what they stand for once more", key="again")

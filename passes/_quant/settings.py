@@ -27,6 +27,22 @@ class QuantSettings(PassSettings):
         description="bits of the linears whose names match a pattern, as in include: the last that matches holds; "
         "'float' leaves them as they are",
     )
+    average_bits: float | None = Field(
+        None,
+        gt=0,
+        le=8,
+        description="mean bits of the weights that get codes (codes alone, without scales) not to be exceeded: the "
+        "bits of each linear then come from what they cost in quality; those of `layers` stay and count, floats do not",
+    )
+    choices: tuple[Bits, ...] = Field(
+        (2, 3, 4, 8), min_length=1, description="with average_bits: the bits that a linear may get"
+    )
+    choose: Literal["layer", "block"] = Field(
+        "layer", description="with average_bits: whether each linear has bits of its own, or each block"
+    )
+    choose_windows: int = Field(
+        8, ge=1, description="with average_bits: calibration windows by which quality is judged"
+    )
     activation: Literal["none", "dynamic"] = Field(
         "none", description="'dynamic': linears also read integers of 8 bits; needs bits = 8 and whole rows"
     )
