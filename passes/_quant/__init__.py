@@ -1,7 +1,28 @@
 """What every pass that quantizes shares: its settings, the steps of a grid, rounding, what is planned and promised."""
 
+from passes._quant.base import Quantizer, finite, put_
+from passes._quant.checking import check
 from passes._quant.plan import chosen, planned
 from passes._quant.rounding import Steps, codes, grid, span
 from passes._quant.settings import QuantSettings
+from passes._quant.steps import search
+from passes._quant.telling import cost, kept, size, told
 
-__all__ = ["QuantSettings", "Steps", "chosen", "codes", "grid", "planned", "span"]
+__all__ = [
+    "QuantSettings",
+    "Quantizer",
+    "Steps",
+    "check",
+    "chosen",
+    "codes",
+    "cost",
+    "finite",
+    "grid",
+    "kept",
+    "planned",
+    "put_",
+    "search",
+    "size",
+    "span",
+    "told",
+]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from compress.facts import GridFact
 from compress.grid import Grid, bounds, groups, spread
 
-_FLOOR = 2.0**-20  # of a scale, so that none vanishes in float16
+FLOOR = 2.0**-20  # of a scale, so that none vanishes in float16
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _ranges(weight: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
 def _steps(low: Tensor, high: Tensor, low_code: int, high_code: int, *, asymmetric: bool) -> Steps:
     empty = (low == 0) & (high == 0)
     wide = (high - low) / (high_code - low_code) if asymmetric else torch.maximum(low / low_code, high / high_code)
-    scale = wide.clamp(min=_FLOOR).masked_fill(empty, 1)
+    scale = wide.clamp(min=FLOOR).masked_fill(empty, 1)
     if not asymmetric:
         return Steps(scale)
     zero = (low_code - low / scale).round().clamp(low_code, high_code)

@@ -1,0 +1,70 @@
+"""Rounding to nearest: every weight becomes the nearest code of its group's grid; no data, no training.
+
+Formula: `q = round(clamp(W / s))`, half to even, `W' = s q`, one scale s for each group of neighbours along the inputs.
+`steps = "span"` takes the narrowest s that clips nothing, `max(|min W / lowest code|, |max W / highest code|)`;
+`"search"` the s of least squared error of the group, found between the span and a share of it and polished by least
+squares.  With `symmetric = false` each group has a code of its own that stands for 0, and its range need not be even.
+
+Papers: Nagel et al. 2021, A White Paper on Neural Network Quantization (arXiv 2106.08295); the span of a grid with one
+code more below 0 than above as in L4Q (arXiv 2402.04902).
+
+Cost: a pass over the weights, some 80 with the search (with zeros three times that); no data.
+Keeps: masks (a zero is code 0, or the group's own zero), biases, norms, embeddings and head.
+Helps: at 8 bits by whole rows next to nothing is lost, and with `activation = "dynamic"` linears read integers too; at
+4 bits in groups of 32 to 128 it is the baseline.
+Hurts: at 3 and 2 bits, where `gptq` with calibration data loses a fraction of it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Estimate
+from compress.facts import Facts
+from passes import _quant
+from passes._quant import Quantizer, QuantSettings
+
+
+class RtnSettings(QuantSettings):
+    """Settings of rounding to nearest."""
+
+    steps: Literal["span", "search"] = Field(
+        "span", description="of a group: the narrowest that clip nothing, or those of least squared error"
+    )
+
+
+class Rtn(Quantizer):
+    """Round to nearest."""
+
+    Settings = RtnSettings
+    settings: RtnSettings
+    streams = True
+
+    def estimate(self, facts: Facts) -> Estimate:
+        """Return the cost: the model, and one linear at a time."""
+        return _quant.cost(facts, _quant.planned(facts, self.settings), searched=self.settings.steps == "search")
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Round where the weights are, block by block."""
+        planned, grids = self.grids(artifact), artifact.new_grids()
+        steps_of = _quant.search if self.settings.steps == "search" else _quant.span
+        with context.report.bar("linears", len(planned)) as bar:
+            for block in tree.blocks(artifact.model):
+                names = [n for n in planned if n.startswith(f"{block}.")]
+                with artifact.opened(block):
+                    linears = tree.block_linears(artifact.model)
+                    for name in names:
+                        _quant.finite(name, linears[name])
+                        weight = linears[name].weight.detach()
+                        made = _quant.grid(weight, steps_of(weight, planned[name]), planned[name])
+                        _quant.put_(linears[name], made)
+                        grids[name] = made.to(torch.device("cpu"))
+                        bar.advance()
+        self.tell(artifact, context)
+        return artifact.after(grids=grids)
