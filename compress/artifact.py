@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compress import files, grid, loading, masks, store, tree
+from compress import files, grids, loading, masks, store, tree
 from compress.blocks import Branch, disk
 from compress.errors import BadModel, BrokenPromise, Tampered
 from compress.facts import Task
-from compress.grid import Grid, KeptGrids, StoredGrids
+from compress.grid import Grid
+from compress.grids import KeptGrids, StoredGrids
 from compress.store import Store
 
 CARD = "compress.json"
@@ -139,12 +140,12 @@ class Artifact:
             if shapes:
                 masks.write(folder / MASKS, self.masks, shapes)
             if self.grids:
-                grid.write(folder / GRIDS, self.grids)
+                grids.write(folder / GRIDS, self.grids)
         card = {
             "format": _FORMAT,
             "task": self.task,
             "masks": shapes,
-            "grids": {n: grid.card(self.grids[n]) for n in sorted(self.grids)},
+            "grids": {n: grids.card(self.grids[n]) for n in sorted(self.grids)},
             "lineage": [dataclasses.asdict(s) for s in self.lineage],
             "files": files.digests(folder),
         }

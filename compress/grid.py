@@ -1,25 +1,21 @@
 """The grid of a quantized linear: integer codes and what they stand for, which exporters pack as they are.
 
 A weight is `scale * (code - zero)`, or `scale * code + offset`, with one scale (and zero, and offset) for every
-`group_size` neighbours along the inputs, the last group of a row being shorter where they do not divide it.  On disk
-codes are packed to as many bits as they have.
+`group_size` neighbours along the inputs, the last group of a row being shorter where they do not divide it.
+`compress/grids.py` keeps grids on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from compress import tensors
 from compress.errors import BrokenPromise
 from compress.facts import GridFact
-from compress.tensors import Layout, Place
 
 Activation = Literal["none", "dynamic"]
 BITS = (2, 3, 4, 8)
@@ -108,20 +104,17 @@ class Grid:
 
     def to(self, device: torch.device) -> Grid:
         """Return the grid on a device."""
-        moved = {n: t.to(device) for n, t in self._tensors().items()}
+        moved = {n: t.to(device) for n, t in self.tensors.items()}
         return Grid(bits=self.bits, group_size=self.group_size, activation=self.activation, **moved)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the names of the attributes; without those that are None."""
         every = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "offset": self.offset}
         return {n: t for n, t in every.items() if t is not None}
 
     def _spread(self, values: Tensor) -> Tensor:
         return spread(values, self.codes.shape[1], self.group_size)
-
-
-def facts(grids: Mapping[str, Grid]) -> dict[str, GridFact]:
-    """Return what is known of grids without their values; each is read by itself."""
-    return {name: grids[name].fact for name in grids}
 
 
 def bounds(bits: int) -> tuple[int, int]:
@@ -144,102 +137,24 @@ def spread(values: Tensor, inputs: int, group_size: int | None) -> Tensor:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Return rows of codes as rows of bytes, uint8 `[rows, ceil(columns * bits / 8)]`.
 
-    A code is stored as `code + 2^(bits-1)`; code k of a row begins at bit k * bits, lowest bits first.
+    A code is stored as `code + 2^(bits-1)`; code k of a row begins at bit `k * bits`, lowest bits first.
     """
-    unsigned = (codes.to(torch.int16) - bounds(bits)[0]).to(torch.uint8).cpu().numpy()
-    single = np.unpackbits(unsigned[..., None], axis=-1, bitorder="little")[..., :bits]
-    return torch.from_numpy(np.packbits(single.reshape(len(unsigned), -1), axis=1, bitorder="little"))
+    rows, columns = codes.shape
+    unsigned = codes.to(torch.int64) - bounds(bits)[0]
+    eights = functional.pad(unsigned, (0, -columns % 8)).view(rows, -1, 8)  # eight codes fill `bits` bytes
+    words = eights.new_zeros(eights.shape[:2])
+    for k in range(8):
+        words |= eights[..., k] << (bits * k)
+    packed = words.view(torch.uint8).view(rows, -1, 8)[..., :bits].reshape(rows, -1)
+    return packed[:, : -(-columns * bits // 8)].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Return the codes that `pack` packed, int8 `[rows, columns]`."""
-    single = np.unpackbits(packed.numpy(), axis=1, count=columns * bits, bitorder="little")
-    whole = np.packbits(single.reshape(len(packed), columns, bits), axis=-1, bitorder="little")[..., 0]
-    return (torch.from_numpy(whole).to(torch.int16) + bounds(bits)[0]).to(torch.int8)
-
-
-class StoredGrids(Mapping[str, Grid]):
-    """The grids of a file that `write` wrote, read at each access.
-
-    Args:
-        path: the file.
-        cards: what `card` returned of each.
-    """
-
-    def __init__(self, path: Path, cards: Mapping[str, Mapping[str, Any]]) -> None:
-        self._places, self._cards = tensors.places(path), cards
-
-    def __getitem__(self, name: str) -> Grid:
-        return _read(name, self._cards[name], self._places)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cards)
-
-    def __len__(self) -> int:
-        return len(self._cards)
-
-
-class KeptGrids(MutableMapping[str, Grid]):
-    """Grids that go to a folder as soon as they are set, a file each.
-
-    Args:
-        folder: where they go.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._cards = folder, dict[str, dict[str, Any]]()
-
-    def __getitem__(self, name: str) -> Grid:
-        return _read(name, self._cards[name], tensors.places(self._path(name)))
-
-    def __setitem__(self, name: str, grid: Grid) -> None:
-        write(self._path(name), {name: grid})
-        self._cards[name] = card(grid)
-
-    def __delitem__(self, name: str) -> None:
-        del self._cards[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cards)
-
-    def __len__(self) -> int:
-        return len(self._cards)
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
-
-
-def card(grid: Grid) -> dict[str, Any]:
-    """Return what must be known to read a grid, as JSON."""
-    return {
-        "bits": grid.bits,
-        "group_size": grid.group_size,
-        "shape": list(grid.codes.shape),
-        "activation": grid.activation,
-    }
-
-
-def write(path: Path, grids: Mapping[str, Grid]) -> None:
-    """Write grids, of which one is held at a time; codes are packed."""
-    layouts: dict[str, Layout] = {}
-    for name in grids:
-        grid = grids[name]
-        rows, inputs = grid.codes.shape
-        for part, tensor in grid._tensors().items():
-            layouts[f"{name}.{part}"] = Layout(tensor.dtype, tuple(tensor.shape))
-        layouts[f"{name}.codes"] = Layout(torch.uint8, (rows, -(-inputs * grid.bits // 8)))
-
-    def read(key: str) -> Tensor:
-        name, _, part = key.rpartition(".")
-        grid = grids[name]
-        return pack(grid.codes, grid.bits) if part == "codes" else grid._tensors()[part]
-
-    tensors.write(path, layouts, read)
-
-
-def _read(name: str, about: Mapping[str, Any], places: Mapping[str, Place]) -> Grid:
-    parts = ("codes", "scale", "zero", "offset")
-    found = {p: places[f"{name}.{p}"].read() for p in parts if f"{name}.{p}" in places}
-    found["codes"] = unpack(found["codes"], about["bits"], about["shape"][1])
-    return Grid(bits=about["bits"], group_size=about["group_size"], activation=about["activation"], **found)
+    rows = len(packed)
+    eights = functional.pad(packed, (0, -packed.shape[1] % bits)).view(rows, -1, bits)
+    words = functional.pad(eights, (0, 8 - bits)).view(torch.int64)[..., 0]
+    codes = torch.empty(*words.shape, 8, dtype=torch.int8, device=packed.device)
+    for k in range(8):
+        codes[..., k] = (words >> (bits * k) & (2**bits - 1)) + bounds(bits)[0]
+    return codes.view(rows, -1)[:, :columns].contiguous()

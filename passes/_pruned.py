@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compress import grid, tree
+from compress import grids, tree
 from compress.artifact import Artifact
 from compress.errors import BrokenPromise
 from compress.facts import Facts
@@ -32,7 +32,7 @@ class Readable(Protocol):
 def facts_of(artifact: Artifact) -> Facts:
     """Return what an artifact tells of itself: codes, and which masks there are and how sparse, not their patterns."""
     masks = {name: _masks.fact(artifact.masks[name]) for name in artifact.masks}
-    return tree.facts(artifact.model, artifact.task).after(masks=masks, grids=grid.facts(artifact.grids))
+    return tree.facts(artifact.model, artifact.task).after(masks=masks, grids=grids.facts(artifact.grids))
 
 
 def share_of_model(artifact: Artifact, masks: Mapping[str, Tensor]) -> str:

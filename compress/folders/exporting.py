@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress import files, grid, registry
+from compress import files, grids, registry
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings, Unavailable
 from compress.facts import Task
@@ -52,7 +52,7 @@ def export(
     exporter = _exporter(use, settings or {})
     wanted = _target(target) if exporter.runtimes else None
     artifact = _opened(source, task, trust_remote_code)
-    facts = tree.facts(artifact.model, artifact.task).after(grids=grid.facts(artifact.grids))
+    facts = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
     exporter.plan(facts, wanted)
     with tempfile.TemporaryDirectory() as scratch, files.atomic_folder(folder) as new:
         context = Context(folder=Path(scratch))
