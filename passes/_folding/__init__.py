@@ -5,6 +5,6 @@ between, the division is done once and for all in its weights: the function of t
 """
 
 from passes._folding.fold import check, fold_
-from passes._folding.pairs import Pair, inside, pairs
+from passes._folding.pairs import Pair, pairs, pairs_in
 
-__all__ = ["Pair", "check", "fold_", "inside", "pairs"]
+__all__ = ["Pair", "check", "fold_", "pairs", "pairs_in"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -38,19 +39,25 @@ def fold_(model: nn.Module, pair: Pair, scale: Tensor) -> None:
                 weight.copy_(weight.float() * pair.spread(scale.to(weight.device)))
 
 
-def check(before: Artifact, after: Artifact, pairs: Mapping[str, Sequence[Pair]]) -> None:
+def check(before: Artifact, after: Artifact, pairs: Sequence[Pair]) -> None:
     """Raise `BrokenPromise` unless the linears of the pairs give on random inputs what they gave, but for rounding.
 
-    Each pair is tried by itself: its first module reads random numbers, or what an earlier pair gives it.
+    Each pair is tried by itself: its first module reads random numbers, or what an earlier pair gives it.  Weights that
+    were zero must be so still.
 
     Args:
         before: the pass's cached input.
         after: its output.
-        pairs: by block.
+        pairs: in the order of the forward.
     """
-    for block, inside in pairs.items():
+    for block, inside in groupby(pairs, key=lambda pair: pair.block):
+        together = list(inside)
         with before.opened(block), after.opened(block):
-            was, now = (_outputs(a.model, inside) for a in (before, after))
+            for name in {n for pair in together for n in pair.after}:
+                old_weight, new_weight = (a.model.get_parameter(f"{name}.weight") for a in (before, after))
+                if bool(new_weight[old_weight.to(new_weight.device) == 0].any()):
+                    raise BrokenPromise(f"{name}: weights that were zero are not")
+            was, now = (_outputs(a.model, together) for a in (before, after))
         for name, old in was.items():
             off = (now[name].to(old.device) - old).abs().max()
             if not off <= torch.finfo(old.dtype).eps ** 0.5 * old.abs().max():  # also where it is NaN

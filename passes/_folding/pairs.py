@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from compress import tree
+from compress.artifact import Artifact
 from compress.facts import BlockConfig, Facts
 from compress.families import Family, families
 
@@ -16,6 +18,7 @@ class Pair:
     """A module that gives channels, and the linears that alone read them, with no nonlinearity in between.
 
     Attributes:
+        block: name of the block that both are in.
         before: name of a norm or a linear.
         after: names of the linears that read it.
         linear: whether `before` is a linear.
@@ -25,6 +28,7 @@ class Pair:
         width: neighbours that are read together: a head, where there are several; else all channels.
     """
 
+    block: str
     before: str
     after: tuple[str, ...]
     linear: bool
@@ -42,40 +46,45 @@ class Pair:
         return inputs.view(-1, self.each, self.width).transpose(1, 2).reshape(-1, self.each)
 
 
-def pairs(facts: Facts, *, norm_first: bool = True) -> dict[str, list[Pair]]:
-    """Return the pairs of every block by its name, in the order of the forward.
+def pairs(facts: Facts, names: Collection[str], *, norm_first: bool = True) -> list[Pair]:
+    """Return the pairs of which every linear is among the named ones, in the order of the forward.
 
     Args:
         facts: of the model, of which the blocks may have unlike shapes.
+        names: linears that may change.
         norm_first: whether its norms come before attention and FFN (`tree.norm_first`), where the family has a choice.
     """
     table = families()[facts.family]
-    there = {*facts.shapes, *(n.rpartition(".")[0] for n in facts.norms)}
+    there = {*names, *(n.rpartition(".")[0] for n in facts.norms)}
     stack = f".{table.blocks}."
     roots = {(f".{n}".partition(stack)[0] + stack).strip(".") for n in facts.shapes}
-    found: dict[str, list[Pair]] = {}
-    for root in sorted(roots):  # one, or none where no block has a linear
-        for index, config in enumerate(facts.layout):
-            block = f"{root}.{index}"
-            every = _pairs(table, config, facts, f"{block}.", norm_first=norm_first)
-            found[block] = [p for p in every if there.issuperset((p.before, *p.after))]
-    return found
+    return [
+        pair
+        for root in roots  # one, or none where no block has a linear
+        for index, config in enumerate(facts.layout)
+        for pair in _pairs(table, config, facts, f"{root}.{index}", norm_first=norm_first)
+        if there.issuperset((pair.before, *pair.after))
+    ]
 
 
-def inside(found: Iterable[Pair], names: Collection[str]) -> list[Pair]:
-    """Return the pairs of which a pass may change every linear, those being the named ones."""
-    return [p for p in found if {*p.after, *([p.before] if p.linear else [])} <= set(names)]
+def pairs_in(artifact: Artifact, names: Collection[str]) -> list[Pair]:
+    """Return the pairs of a model of which every linear is among the named ones."""
+    facts = tree.facts(artifact.model, artifact.task)
+    return pairs(facts, names, norm_first=tree.norm_first(artifact.model))
 
 
-def _pairs(table: Family, config: BlockConfig, facts: Facts, prefix: str, *, norm_first: bool) -> Iterator[Pair]:
+def _pairs(table: Family, config: BlockConfig, facts: Facts, block: str, *, norm_first: bool) -> Iterator[Pair]:
     """Yield the pairs that such a block has if all its modules are there."""
-    *qkv, output = (prefix + name for name in table.qkvo)
-    up, down = tuple(prefix + name for name in table.up), prefix + table.down
-    of_norms = [_of_norm(prefix + norm, read, facts) for norm, read in zip(table.norms, (tuple(qkv), up), strict=False)]
-    of_norms = of_norms if norm_first else []
+    *qkv, output = (f"{block}.{name}" for name in table.qkvo)
+    up, down = tuple(f"{block}.{name}" for name in table.up), f"{block}.{table.down}"
+    norms = table.norms if norm_first else ()
+    of_norms = [
+        _of_norm(block, f"{block}.{norm}", after, facts) for norm, after in zip(norms, (tuple(qkv), up), strict=False)
+    ]
     yield from of_norms[:1]
     if config.heads:
         yield Pair(
+            block=block,
             before=qkv[-1],
             after=(output,),
             linear=True,
@@ -86,9 +95,10 @@ def _pairs(table: Family, config: BlockConfig, facts: Facts, prefix: str, *, nor
         )
     yield from of_norms[1:]
     if table.factor:
-        yield Pair(before=prefix + table.factor, after=(down,), linear=True, channels=config.ffn, width=config.ffn)
+        size, before = config.ffn, f"{block}.{table.factor}"
+        yield Pair(block=block, before=before, after=(down,), linear=True, channels=size, width=size)
 
 
-def _of_norm(norm: str, after: tuple[str, ...], facts: Facts) -> Pair:
+def _of_norm(block: str, norm: str, after: tuple[str, ...], facts: Facts) -> Pair:
     size = facts.norms.get(f"{norm}.weight", 0)
-    return Pair(before=norm, after=after, linear=False, channels=size, width=size)
+    return Pair(block=block, before=norm, after=after, linear=False, channels=size, width=size)

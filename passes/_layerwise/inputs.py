@@ -20,6 +20,7 @@ class Inputs:
         cross: with reference "dense", float32 [in, in]: C[i, j] is the mean over tokens of x_dense[i] * x[j].
         held_out_dense: with reference "dense", float32 [tokens, in], what the unchanged model's linear reads for the
             tokens of `held_out`.
+        peak: float32 [in], the largest |x|; None only where no walk gathered it.
     """
 
     gram: Tensor | None
@@ -27,6 +28,7 @@ class Inputs:
     held_out: Tensor
     cross: Tensor | None = None
     held_out_dense: Tensor | None = None
+    peak: Tensor | None = None
 
 
 @dataclass
@@ -57,7 +59,7 @@ def error(layer: Layer, weight: Tensor) -> float:
 
 
 class Sums:
-    """The running means over tokens from which `Inputs` are made.
+    """The running means and peaks over tokens from which `Inputs` are made.
 
     Args:
         layer: a linear that reads them.
@@ -71,7 +73,7 @@ class Sums:
             return torch.zeros(shape, device=layer.weight.device)
 
         width = layer.in_features
-        self._square = zeros(width)
+        self._square, self._peak = zeros(width), zeros(width)
         self._gram = zeros(width, width) if gram else None
         self._cross = zeros(width, width) if cross else None
         self._tokens, self._rows, self._held_tokens = 0, rows.to(layer.weight.device), 0
@@ -85,6 +87,7 @@ class Sums:
         if self._gram is not None:
             self._gram.addmm_(x.t(), x, beta=keep, alpha=new)
         self._square.mul_(keep).add_(x.square().sum(0), alpha=new)
+        self._peak = torch.maximum(self._peak, x.abs().amax(0)) if len(x) else self._peak
         if self._cross is not None:
             self._cross.addmm_(dense[0].float().t(), x, beta=keep, alpha=new)
 
@@ -96,7 +99,7 @@ class Sums:
         self._held.append([x[at].float() for x in read])
 
     def inputs(self) -> Inputs:
-        """Return the means and the rows."""
+        """Return the means, the peaks and the rows."""
         held_out, *dense = (torch.cat(parts) for parts in zip(*self._held, strict=True))
         return Inputs(
             gram=self._gram,
@@ -104,4 +107,5 @@ class Sums:
             held_out=held_out,
             cross=self._cross,
             held_out_dense=dense[0] if dense else None,
+            peak=self._peak,
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from compress import tree
 from compress.artifact import Artifact
 from compress.errors import BrokenPromise
-from passes._folding import Pair, check, fold_, inside, pairs
+from passes._folding import Pair, check, fold_, pairs, pairs_in
 from tests.conftest import CAUSAL, ENCODERS, branched, lively, uneven
 
 Tiny = Callable[..., Artifact]
@@ -34,8 +34,12 @@ FOUND = {
 }  # fmt: skip
 
 
-def found(artifact: Artifact) -> dict[str, list[Pair]]:
-    return pairs(tree.facts(artifact.model, artifact.task), norm_first=tree.norm_first(artifact.model))
+def found(artifact: Artifact) -> list[Pair]:
+    return pairs_in(artifact, list(tree.block_linears(artifact.model)))
+
+
+def by_block(artifact: Artifact) -> list[list[Pair]]:
+    return [[p for p in found(artifact) if p.block == block] for block in tree.blocks(artifact.model)]
 
 
 def short(every: list[Pair]) -> list[tuple[str, str]]:
@@ -50,14 +54,14 @@ def scales(pair: Pair, seed: int) -> Tensor:
 
 @torch.no_grad()
 def outputs(artifact: Artifact) -> Tensor:
-    return artifact.model(IDS)[0].double()
+    given: Tensor = artifact.model(IDS)[0]
+    return given.double()
 
 
 def fold_all_(artifact: Artifact) -> int:
-    every = [pair for inside_block in found(artifact).values() for pair in inside_block]
-    for seed, pair in enumerate(every):
+    for seed, pair in enumerate(found(artifact)):
         fold_(artifact.model, pair, scales(pair, seed))
-    return len(every)
+    return len(found(artifact))
 
 
 def copied(artifact: Artifact) -> dict[str, Tensor]:
@@ -77,18 +81,18 @@ def test_the_function_stays(kind: str, change: Callable[[Artifact], Artifact], t
     assert count == (2 * len(FOUND[kind]) if change is not uneven else len(FOUND[kind]))
     torch.testing.assert_close(outputs(artifact), was, rtol=0, atol=1e-5 * float(was.abs().max()))
     changed = {n for n, t in artifact.model.state_dict().items() if not torch.equal(t, before[n])}
-    every = [pair for inside_block in found(artifact).values() for pair in inside_block]
-    may = {p.before for p in every} | {n for p in every for n in p.after}
+    may = {name for pair in found(artifact) for name in (pair.before, *pair.after)}
     assert {n.rpartition(".")[0] for n in changed} == may
 
 
 @pytest.mark.parametrize("kind", [*CAUSAL, *ENCODERS])
 def test_the_pairs_of_every_family(kind: str, tiny: Tiny) -> None:
     artifact = tiny(kind)
-    every = found(artifact)
-    assert list(every) == list(tree.blocks(artifact.model))
-    assert all(short(inside_block) == FOUND[kind] for inside_block in every.values())
-    cut = [short(inside_block) for inside_block in found(uneven(artifact)).values()]
+    assert [short(inside) for inside in by_block(artifact)] == 2 * [FOUND[kind]]
+    assert len(found(artifact)) == 2 * len(FOUND[kind])
+    facts = tree.facts(artifact.model, artifact.task)
+    assert pairs(facts, facts.shapes) == found(artifact)
+    cut = [short(inside) for inside in by_block(uneven(artifact))]
     attention = 2 if len(FOUND[kind]) > 1 else 1
     assert cut == [FOUND[kind][attention:], FOUND[kind][:attention]]
 
@@ -96,7 +100,6 @@ def test_the_pairs_of_every_family(kind: str, tiny: Tiny) -> None:
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_a_bare_model_has_the_same_pairs(kind: str, tiny: Tiny) -> None:
     artifact = tiny(kind, task="embedding")
-    assert list(found(artifact)) == list(tree.blocks(artifact.model))
     was = outputs(artifact)
     assert fold_all_(artifact) == 2
     torch.testing.assert_close(outputs(artifact), was, rtol=0, atol=1e-5 * float(was.abs().max()))
@@ -109,7 +112,7 @@ def test_norms_after_the_residual_let_nothing_through(tiny: Tiny) -> None:
     for block in tree.blocks(artifact.model).values():
         block.do_layer_norm_before = False  # type: ignore[assignment]
     lively(artifact.model)
-    assert [short(p) for p in found(artifact).values()] == 2 * [[("v_proj", "out_proj")]]
+    assert [short(inside) for inside in by_block(artifact)] == 2 * [[("v_proj", "out_proj")]]
     was = outputs(artifact)
     assert fold_all_(artifact) == 2
     torch.testing.assert_close(outputs(artifact), was, rtol=0, atol=1e-5 * float(was.abs().max()))
@@ -119,13 +122,13 @@ def test_a_norm_without_weights_lets_nothing_through(tiny: Tiny) -> None:
     artifact = tiny("opt")
     name = "model.decoder.layers.0.final_layer_norm"
     tree.replace_(artifact.model, name, torch.nn.LayerNorm(32, elementwise_affine=False))
-    assert [len(p) for p in found(artifact).values()] == [2, 3]
+    assert [len(inside) for inside in by_block(artifact)] == [2, 3]
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 def test_inputs_and_channels_of_grouped_heads(kv_heads: int, each: int, width: int) -> None:
     channels = kv_heads * width
-    pair = Pair(before="v", after=("o",), linear=True, channels=channels, each=each, width=width)
+    pair = Pair(block="b", before="v", after=("o",), linear=True, channels=channels, each=each, width=width)
     spread = pair.spread(torch.arange(channels))
     query_heads = torch.arange(channels).view(kv_heads, width).repeat_interleave(each, 0)  # as attention repeats keys
     assert spread.equal(query_heads.reshape(-1))
@@ -137,7 +140,7 @@ def test_inputs_and_channels_of_grouped_heads(kv_heads: int, each: int, width: i
 @pytest.mark.parametrize("bad", [0.0, -1.0, torch.inf, torch.nan])
 def test_scales_that_are_not_above_0_are_refused(bad: float, tiny: Tiny) -> None:
     artifact = tiny()
-    pair = found(artifact)["model.layers.0"][0]
+    pair = found(artifact)[0]
     scale = torch.ones(32)
     scale[3] = bad
     with pytest.raises(ValueError, match="input_layernorm: a scale must be 32 finite values above 0"):
@@ -160,11 +163,11 @@ def test_zeros_stay_zeros_and_half_precision_itself(tiny: Tiny) -> None:
 
 
 def test_only_pairs_whose_every_linear_is_chosen(tiny: Tiny) -> None:
-    every = found(tiny())["model.layers.0"]
-    names = [n for n in tree.block_linears(tiny().model) if ".0." in n]
+    artifact = tiny()
+    names = [n for n in tree.block_linears(artifact.model) if ".0." in n]
 
     def left(gone: str) -> list[tuple[str, str]]:
-        return short(inside(every, [n for n in names if not n.endswith(gone)]))
+        return short(pairs_in(artifact, [n for n in names if not n.endswith(gone)]))
 
     assert left("nothing") == LLAMA
     assert left("q_proj") == LLAMA[1:]
@@ -181,7 +184,7 @@ def test_the_promise_holds_after_a_fold_and_sees_damage(kind: str, tiny: Tiny) -
     fold_all_(after)
     check(before, after, every)
     state = after.model.state_dict()
-    for pair in list(every.values())[1]:
+    for pair in by_block(after)[1]:
         for name in (pair.before, *pair.after):
             for part in ("weight", "bias"):
                 tensor = state.get(f"{name}.{part}")
@@ -199,9 +202,20 @@ def test_the_promise_holds_after_a_fold_and_sees_damage(kind: str, tiny: Tiny) -
     check(before, after, every)
 
 
+def test_the_promise_sees_zeros_that_came_back(tiny: Tiny) -> None:
+    before, after = tiny(), tiny()
+    name = "model.layers.1.mlp.down_proj.weight"
+    for artifact in (before, after):
+        artifact.model.get_parameter(name).data[3] = 0
+    check(before, after, found(after))
+    after.model.get_parameter(name).data[3, 5] = 1e-9
+    with pytest.raises(BrokenPromise, match="down_proj: weights that were zero are not"):
+        check(before, after, found(after))
+
+
 def test_the_promise_sees_fused_queries(tiny: Tiny) -> None:
     before, after = lively_(tiny("gpt2")), lively_(tiny("gpt2"))
-    every = {block: inside_block[1:2] for block, inside_block in found(after).items()}  # values alone
+    every = [pair for pair in found(after) if pair.linear]  # the values' rows alone
     check(before, after, every)
     with torch.no_grad():
         after.model.get_parameter("transformer.h.1.attn.c_attn.weight")[0] += 1

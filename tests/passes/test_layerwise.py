@@ -139,6 +139,8 @@ def test_inputs_are_those_of_the_whole_model(kind: str, bench: Callable[..., Ben
         assert found.gram is not None
         torch.testing.assert_close(found.gram, rows.t() @ rows / len(rows), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.square, rows.square().mean(0), rtol=1e-4, atol=1e-5)
+        assert found.peak is not None
+        torch.testing.assert_close(found.peak, rows.abs().amax(0), rtol=1e-4, atol=1e-5)
         assert len(found.held_out) == min(len(held_out[name]), rows.shape[1])
         assert rows_among(found.held_out, held_out[name])
         assert found.cross is None
