@@ -1,0 +1,55 @@
+"""Quantize a case with this project's passes: the same command line and files as the scripts of the peers.
+
+python -m benchmarks.low_bit.ours CASE METHOD FORM OUT
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._passes import through
+from benchmarks.peers import _case
+from compress import registry, tree
+from compress.artifact import Artifact
+
+# Name in the tables -> passes one after the other, with settings where these are not the defaults.
+METHODS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "rtn": (("rtn", {}),),
+    "gptq": (("gptq", {}),),
+    "gptq, plain": (("gptq", {"sequential": "block", "reference": "sparse"}),),
+    "awq": (("awq", {}),),
+}
+
+
+def ready(method: str) -> bool:
+    """Return whether all passes of a method exist."""
+    return {use for use, _ in METHODS[method]} <= set(registry.names("passes"))
+
+
+def grid(form: str) -> dict[str, Any]:
+    """Return the settings that ask for a grid."""
+    return _case.Grid.of(form)._asdict()
+
+
+def quantized(artifact: Artifact, method: str, form: str, calibration: Tensor) -> Artifact:
+    """Return the artifact with codes."""
+    for use, settings in METHODS[method]:
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = through(use, {**settings, **grid(form)}, artifact, Path(folder), calibration=calibration)
+    return artifact
+
+
+def change(model: Any, tokenizer: Any, calibration: Tensor, method: str, form: str) -> Any:
+    """Return the quantized model."""
+    tree.linearise_(model)
+    with torch.no_grad():
+        return quantized(Artifact(model=model, tokenizer=tokenizer), method, form, calibration).model
+
+
+if __name__ == "__main__":
+    _case.main("compress", "", change)
