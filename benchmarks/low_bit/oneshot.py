@@ -15,7 +15,7 @@ from benchmarks.low_bit.ours import METHODS, ready
 from compress import tree
 
 BITS, GROUPS = (4, 3, 2), (128, 64, 32)
-GRIDS = [f"W{bits} g{group}{kind}" for kind in ("", " asymmetric") for bits in BITS for group in GROUPS]
+GRIDS = [f"W{bits} g{group}{kind}" for kind in ("", " asymmetric") for group in GROUPS for bits in BITS]
 QUICK = ("W4 g64", "W3 g64", "W2 g64")
 # Peer -> its methods; what it calls asymmetric, it has or has not.
 PEERS = {

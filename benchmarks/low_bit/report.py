@@ -26,7 +26,7 @@ def _oneshot(rows: list[Row], dense: Row) -> list[str]:
     found = sorted((r for r in rows if "losses" in r), key=lambda r: sum(r["kl"]))
     best = next((r for r in found if r["tool"] != _tools.OURS), None)
     lines = [
-        "| tool | method | KL to dense | minus the best peer's (95 %) | perplexity | minus dense (95 %) | CPU s | MiB |",
+        "| tool | method | KL to dense | minus best peer's (95 %) | perplexity | minus dense (95 %) | CPU s | MiB |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in found:

@@ -13,7 +13,7 @@ import torch
 if (os.cpu_count() or 1) < 4:
     os.cpu_count = lambda: 4
 
-from gptqmodel import GPTQModel, QuantizeConfig  # noqa: E402  (it counts the cores as it is imported)
+from gptqmodel import GPTQModel, QuantizeConfig
 
 
 def change(model, tokenizer, calibration: torch.Tensor, method: str, form: str):
