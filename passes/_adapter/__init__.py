@@ -21,10 +21,24 @@ from torch import Tensor, nn
 from compress import tree
 from compress.errors import BadSettings, CompressError
 from compress.facts import Facts
-from passes._adapter.adapter import Adapter, initial
+from passes._adapter.adapter import Adapter, initial, plain
 from passes._adapter.expression import FORMS, Form, linear, weight_of
 
-__all__ = ["FORMS", "Adapter", "Form", "attach_", "check_plain", "initial", "linear", "merge_", "trained", "weight_of"]
+__all__ = [
+    "FORMS",
+    "Adapter",
+    "Form",
+    "attach_",
+    "check_plain",
+    "initial",
+    "linear",
+    "merge_",
+    "plain",
+    "plain_linear",
+    "seed_of",
+    "trained",
+    "weight_of",
+]
 
 
 def attach_(
@@ -41,14 +55,28 @@ def attach_(
     """Put an adapter in the place of each named linear and return them by name; each has a seed of its own name."""
     adapters = {}
     for name in names:
-        layer = model.get_submodule(name)
-        if type(layer) is not nn.Linear:  # a subclass computes something else with its weight
-            raise CompressError(f"{name}: a {type(layer).__name__} takes no adapter; only a plain linear does")
-        own = (seed + zlib.crc32(name.encode())) % 2**63
+        layer, own = plain_linear(model, name), seed_of(name, seed)
         support = (supports or {}).get(name)
         adapters[name] = Adapter(layer, masks.get(name), form=form, rank=rank, scale=scale, seed=own, support=support)
         tree.replace_(model, name, adapters[name])
     return adapters
+
+
+def plain_linear(model: nn.Module, name: str) -> nn.Linear:
+    """Return the linear of a name.
+
+    Raises:
+        CompressError: it is of a subclass, which computes something else with its weight.
+    """
+    layer = model.get_submodule(name)
+    if type(layer) is not nn.Linear:
+        raise CompressError(f"{name}: a {type(layer).__name__} takes no adapter; only a plain linear does")
+    return layer
+
+
+def seed_of(name: str, seed: int) -> int:
+    """Return the seed of what is random in one linear."""
+    return (seed + zlib.crc32(name.encode())) % 2**63
 
 
 def check_plain(facts: Facts, names: Iterable[str]) -> None:

@@ -130,16 +130,21 @@ class Adapter(nn.Module):
         self._merged = True
         with torch.no_grad():
             self.weight.copy_(weight)
-        rows, inputs = self.weight.shape
-        layer = nn.Linear(inputs, rows, device="meta")
-        layer.weight, layer.bias = self.weight, self.bias
-        return layer
+        return plain(self.weight, self.bias)
 
     def _trained(self) -> tuple[Tensor | None, ...]:
         return self.lora_a, self.lora_b, self.support, self.lora_s
 
     def _expression(self, weight: Tensor, mask: Tensor | None, *trained: Tensor | None) -> Tensor:
         return weight_of(weight, mask, *trained, form=self.form, scale=self.scale)
+
+
+def plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return the plain linear that has these very parameters."""
+    rows, inputs = weight.shape
+    layer = nn.Linear(inputs, rows, device="meta")
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    return layer
 
 
 def _ascends(support: Tensor, size: int) -> bool:

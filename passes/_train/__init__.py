@@ -16,17 +16,20 @@ from passes._train.cost import cost
 from passes._train.loop import Companion, Loop
 from passes._train.parts import classifier, heads_of, norms_of, thaw_
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
-from passes._train.task import TaskSettings, loss, loss_on, split_on
+from passes._train.task import Objective, TaskSettings, Teacher, divergence, loss, loss_on, split_on, taught
 
 __all__ = [
     "Companion",
     "Group",
+    "Objective",
     "TaskSettings",
+    "Teacher",
     "TrainSettings",
     "Trained",
     "autocast",
     "classifier",
     "cost",
+    "divergence",
     "draw",
     "frozen",
     "heads_of",
@@ -37,6 +40,7 @@ __all__ = [
     "norms_of",
     "recomputed",
     "split_on",
+    "taught",
     "thaw_",
     "train_",
 ]

@@ -1,19 +1,27 @@
-"""End to end on training data: the loss of a task, and of the share that is held out."""
+"""End to end on training data: the loss of a task, the distance to the dense parent, and both on held-out data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.errors import BadData
+from compress.data.examples import IGNORED
+from compress.errors import BadData, BadSettings
 from compress.facts import Task
-from passes._train.recipe import TrainSettings, draw, inputs_of
+from passes._train.recipe import TrainSettings, draw, frozen, inputs_of
+
+Objective = Literal["lm", "kl", "both"]  # the task's own loss, the distance to the parent's outputs, their sum
 
 _HELD_OUT = 0.1  # of labelled examples, where the settings do not say
 
@@ -48,28 +56,109 @@ def loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
         return functional.mse_loss(logits.float().squeeze(-1), labels.float())
     if task == "causal-lm":
         logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    total = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
-    return total / (labels != -100).sum().clamp(min=1)
+    total = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def divergence(outputs: Tensor, parent: Tensor, task: Task, counted: Tensor | None = None) -> Tensor:
+    """Return how far outputs are from the dense parent's.
+
+    Of logits that is the mean of KL(parent || model) in nats; of values the mean squared difference, as between
+    Gaussians of one width; of embeddings the squared difference as a share of the parent's square.
+
+    Args:
+        outputs: logits `[..., classes]`, values `[batch, 1]`, or hidden states `[batch, tokens, width]`.
+        parent: the parent's, of the same shape.
+        task: which of them.
+        counted: bool `[batch, tokens]`, which tokens count; None where there is one output for each example.
+    """
+    if counted is not None:
+        outputs, parent = outputs[counted], parent[counted]
+    outputs, parent = outputs.float(), parent.float()
+    if task in ("regression", "embedding"):
+        scale = parent.square().mean() if task == "embedding" else 1
+        return functional.mse_loss(outputs, parent) / scale
+    ours, theirs = outputs.log_softmax(-1), parent.log_softmax(-1)
+    return functional.kl_div(ours, theirs, reduction="sum", log_target=True) / max(len(ours), 1)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The dense parent beside the model that is trained.
+
+    Attributes:
+        model: the parent's, frozen.
+        alone: whether the distance to it is the whole loss; else the task's loss is added.
+    """
+
+    model: PreTrainedModel
+    alone: bool
+
+
+@contextmanager
+def taught(objective: Objective, settings: TrainSettings, context: Context) -> Iterator[Teacher | None]:
+    """Yield the teacher that an objective needs, opened and frozen while the context lasts; None for `lm`.
+
+    Raises:
+        BadSettings: it needs the parent, and nobody hands it over.
+    """
+    if objective == "lm":
+        yield None
+        return
+    if context.parent is None:
+        raise BadSettings(f"{objective!r} needs the dense parent, which only a pipeline hands over", key="loss")
+    model = context.parent().model.to(context.device)  # type: ignore[arg-type]
+    with frozen(model, settings, context.device):
+        yield Teacher(model, objective == "kl")
 
 
 def loss_on(
-    artifact: Artifact, settings: TrainSettings, context: Context, rows: Sequence[int] | None = None
+    artifact: Artifact,
+    settings: TrainSettings,
+    context: Context,
+    rows: Sequence[int] | None = None,
+    teacher: Teacher | None = None,
 ) -> Callable[[int], Tensor]:
-    """Return the mean loss of training batch i, i = 0, 1, 2, ..., as `train_` asks for it; None takes all rows."""
-    model = artifact.model
+    """Return the mean loss of training batch i, i = 0, 1, 2, ..., as `train_` asks for it; None takes all rows.
+
+    Of a causal language model that is the next tokens' cross-entropy, of classes cross-entropy, of values the squared
+    error; with a teacher, the distance to its outputs too, or alone.
+    """
+    model, task = artifact.model, artifact.task
     examples = context.data["training"].examples(artifact.tokenizer)
     rows = range(len(examples)) if rows is None else rows
 
     def loss_of(number: int) -> Tensor:
         batch = examples.batch([rows[i] for i in draw(number, len(rows), settings.batch, context.seed)])
-        logits = model(**inputs_of(model, batch, context.device)).logits
-        return loss(logits, batch["labels"].to(context.device), artifact.task)
+        inputs = inputs_of(model, batch, context.device)
+        outputs = _outputs(model, inputs, task)
+        own = not teacher or not teacher.alone
+        value = loss(outputs, batch["labels"].to(context.device), task) if own else outputs.new_zeros(())
+        if teacher:
+            with torch.no_grad():
+                wanted = _outputs(teacher.model, inputs, task)
+            value = value + divergence(outputs, wanted, task, _counted(batch, task, context.device))
+        return value
 
     return loss_of
 
 
+def _outputs(model: PreTrainedModel, inputs: Mapping[str, Any], task: Task) -> Tensor:
+    found = model(**inputs)
+    return found.last_hidden_state if task == "embedding" else found.logits  # type: ignore[no-any-return]
+
+
+def _counted(batch: Mapping[str, Tensor], task: Task, device: torch.device) -> Tensor | None:
+    """Return which tokens' outputs are compared: those that predict a token with a label, or that are no padding."""
+    if task == "embedding":
+        return batch["attention_mask"].bool().to(device)
+    if task != "causal-lm":
+        return None
+    return functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)).to(device)
+
+
 def split_on(
-    artifact: Artifact, settings: TaskSettings, context: Context
+    artifact: Artifact, settings: TaskSettings, context: Context, teacher: Teacher | None = None
 ) -> tuple[Callable[[int], Tensor], Callable[[], float] | None]:
     """Return the mean loss of training batch i and, when a share of the data is held out, the mean loss of that.
 
@@ -78,17 +167,17 @@ def split_on(
     """
     held_out = settings.held_out_of(artifact.task)
     if not held_out:
-        return loss_on(artifact, settings, context), None
+        return loss_on(artifact, settings, context, teacher=teacher), None
     count = len(context.data["training"].examples(artifact.tokenizer))
     split = count - round(held_out * count)
     if not 0 < split < count:
         what = f"training: a share of {held_out:g} held out of {count} examples leaves none on one side"
         raise BadData(f"{what}; more data, another held_out or none would do")
     order = draw(0, count, count, context.seed)
-    judge = loss_on(artifact, settings, context, order[split:])
+    judge = loss_on(artifact, settings, context, order[split:], teacher)
     batches = math.ceil((count - split) / settings.batch)
 
     def judged() -> float:
         return sum(float(judge(i)) for i in range(batches)) / batches
 
-    return loss_on(artifact, settings, context, order[:split]), judged
+    return loss_on(artifact, settings, context, order[:split], teacher), judged

@@ -1,0 +1,138 @@
+"""L4Q: quantization-aware LoRA, whose update is rounded with the weight and merges into the codes without a trace.
+
+Formula: each linear computes with the weight that will be stored, and A, B and the steps s are trained through it:
+
+    Wc = M * (W0 + alpha B A)
+    Wq = s * round(clamp(Wc / s, lowest code, highest code))
+
+B starts at 0.  What is trained of a step is its logarithm, so that it stays above 0 and `lr_steps` is a relative
+change.  With `symmetric = false` every group keeps the code that stands for 0 it starts with; with `offset` a group
+also trains a real number that is added.  The loss is the task's, the distance to the dense parent's outputs (KL), or
+both.
+
+Paper: Jeon et al. 2024, L4Q: Parameter Efficient Quantization-Aware Fine-Tuning on Large Language Models (arXiv
+2402.04902).  Masks, codes that stand for 0, logarithms of steps and the distance to the parent are ours.
+
+Cost: three large products a linear and step where LoRA has two, beside rounding twice; the memory of LoRA on floats,
+for neither rounded weights nor their gradients are ever whole.  `kl` and `both` hold the dense parent too.
+Keeps: masks, and every zero under them in the codes; all that is not quantized bit for bit.  Dropout is off.
+Helps: where rounding alone costs quality, the more the fewer the bits; after pruning; on top of codes from another pass
+with `again = true`, which starts from these.
+Hurts: nothing to gain at 8 bits; long training with the task's loss on few data leaves the dense model behind; a real
+offset has no place in TensorRT, nor in any kernel of integers alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from compress import tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import DataUse, Estimate
+from compress.errors import BadSettings
+from compress.facts import Facts, GridFact
+from compress.grid import groups
+from passes import _adapter, _quant
+from passes._quant import Steps
+from passes._train import cost
+from passes.l4q.settings import L4QSettings
+from passes.l4q.train import run_
+
+
+class L4Q(_quant.Quantizer):
+    """Train low-rank updates and steps through the rounding, and leave codes."""
+
+    Settings = L4QSettings
+    uses = frozenset[DataUse]({"calibration", "training"})
+    settings: L4QSettings
+
+    def data_uses(self) -> frozenset[DataUse]:
+        """Return training data, and calibration data too where bits are chosen."""
+        return self.uses if self.settings.average_bits is not None else frozenset({"training"})
+
+    def plan(self, facts: Facts) -> Facts:
+        """Return the facts of the quantized model.
+
+        Raises:
+            BadSettings: a grid does not fit, an offset goes with masks or with codes that stand for 0, the rank is too
+                high, a linear has a branch, or an embedding model is to be trained with a loss of its own.
+        """
+        return facts.after(grids={**facts.grids, **_planned(facts, self.settings)}, trained=True)
+
+    def grids(self, artifact: Artifact) -> dict[str, GridFact]:
+        """Return the grid that each linear gets, or got."""
+        return _planned(tree.facts(artifact.model, artifact.task), self.settings)
+
+    def resolved(self, artifact: Artifact, context: Context) -> dict[str, GridFact]:
+        """Return the grid that each linear is to get, bits chosen where they are open."""
+        return _with_offset(super().resolved(artifact, context), self.settings)
+
+    def steps(self, weight: Tensor, fact: GridFact) -> Steps:
+        """Return the first steps of a weight's grid."""
+        return (_quant.search if self.settings.init == "search" else _quant.span)(weight, fact)
+
+    def estimate(self, facts: Facts) -> Estimate:
+        """Return the cost: half as much time again as other low-rank training, and the parent where it teaches."""
+        given, found = self.settings, _planned(facts, self.settings)
+        training = cost(facts, given, _trainable(facts, found, given.rank))
+        taught = given.loss != "lm"
+        more = dataclasses.replace(
+            training,
+            peak_mib=training.peak_mib + taught * 4 * facts.parameters / 2**20,
+            disk_mib=training.disk_mib + _quant.kept(facts, found) / 2**20,
+            seconds=training.seconds * (1.5 + taught / 3),
+        )
+        return _quant.with_choice(more, facts, given)
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Train, merge, and give the model back with plain linears and their codes."""
+        found = self.resolved(artifact, context)
+        facts = tree.facts(artifact.model, artifact.task)
+        trained = _trainable(facts, found, self.settings.rank)
+        low = f"rank {self.settings.rank} and scale {self.settings.scale:g} on {len(found)} linears, and their steps"
+        context.report.note(f"trains {trained:,} numbers beside {facts.parameters:,} parameters: {low}")
+        context.report.record("trainable", trained)
+        grids = artifact.new_grids()
+        grids.update(run_(artifact, found, self.steps, self.settings, context))
+        self.tell(artifact, context, found)
+        return artifact.after(grids=grids)
+
+
+def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
+    """Return the grid of every linear that is to be trained, or raise `BadSettings`."""
+    if facts.task == "embedding" and settings.loss != "kl":
+        what = "an embedding model has no loss of its own"
+        raise BadSettings(f"{what}, got {settings.loss!r}; 'kl' would do", key="loss")
+    if settings.offset and not settings.symmetric:
+        what = "a group has a real offset or a code that stands for 0, not both"
+        raise BadSettings(f"{what}, got symmetric = false; leave one of them out", key="offset")
+    found = _quant.planned(facts, settings)
+    _adapter.check_plain(facts, found)
+    for name in found:
+        if settings.offset and name in facts.masks:
+            what = f"{name} has a mask, and an offset would fill its zeros"
+            raise BadSettings(f"{what}; leave it out, or exclude the linear", key="offset")
+        if settings.rank > min(facts.shapes[name]):
+            what = f"must be <= {min(facts.shapes[name])}, the rank of {name}, got {settings.rank}"
+            raise BadSettings(what, key="rank")
+    return _with_offset(found, settings)
+
+
+def _with_offset(found: Mapping[str, GridFact], settings: L4QSettings) -> dict[str, GridFact]:
+    def offset(fact: GridFact) -> GridFact:
+        return dataclasses.replace(fact, offset=settings.offset, others=tuple(map(offset, fact.others)))
+
+    return {n: offset(f) for n, f in found.items()}
+
+
+def _trainable(facts: Facts, planned: Mapping[str, GridFact], rank: int) -> int:
+    """Return how many numbers are trained: A, B, a step for each group, and an offset where asked for."""
+    count = 0
+    for name, fact in planned.items():
+        out, inputs = facts.shapes[name]
+        count += rank * (out + inputs) + out * groups(inputs, fact.group_size) * (1 + fact.offset)
+    return count

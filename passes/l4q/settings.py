@@ -1,0 +1,40 @@
+"""The settings of L4Q."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from passes._quant import QuantSettings
+from passes._train import Objective, TaskSettings
+
+
+class L4QSettings(QuantSettings, TaskSettings):
+    """Settings of L4Q."""
+
+    rank: int = Field(4, ge=1, description="rank of the update of each linear")
+    alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; empty = 2 * rank")
+    lr_steps: float = Field(
+        1e-3, gt=0, description="highest learning rate of the steps' logarithms: about their relative change in a step"
+    )
+    scale_gradients: bool = Field(
+        False,
+        description="whether a step's gradient is divided by sqrt(weights in its group * highest code), as in LSQ",
+    )
+    offset: bool = Field(
+        False, description="whether each group also trains a real offset, which few engines take; not under masks"
+    )
+    init: Literal["span", "search"] = Field(
+        "span",
+        description="the first steps: the narrowest that clip nothing, or those of least squared error; with `again`, "
+        "codes on an equal grid keep theirs",
+    )
+    loss: Objective = Field(
+        "lm", description="the task's own loss on training data, the distance to the dense parent's outputs, or both"
+    )
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha of B A."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
