@@ -14,15 +14,15 @@ from benchmarks._ledger import Results, Row
 from benchmarks.low_bit.ours import METHODS, ready
 from compress import tree
 
-BITS, GROUPS = (4, 3, 2), (128, 64, 32)
-GRIDS = [f"W{bits} g{group}{kind}" for kind in ("", " asymmetric") for group in GROUPS for bits in BITS]
+SYMMETRIC = [f"W{bits} g{group}" for group in (128, 64, 32) for bits in (4, 3, 2)]
+GRIDS = SYMMETRIC + [f"{grid} asymmetric" for grid in SYMMETRIC if not grid.startswith("W4")]  # 4 bits rank nothing
 QUICK = ("W4 g64", "W3 g64", "W2 g64")
-# Peer -> its methods; what it calls asymmetric, it has or has not.
+# Peer -> its methods, and whether it has a code of each group that stands for 0.
 PEERS = {
     "llm-compressor": (("rtn", "gptq", "awq"), True),
     "gptqmodel": (("gptq",), True),
-    "auto-round": (("autoround", "rtn"), True),
-    "modelopt": (("rtn", "awq"), False),
+    "auto-round": (("autoround",), True),
+    "modelopt": (("awq",), False),
 }
 
 

@@ -20,6 +20,7 @@ from compress.artifact import Artifact
 # Name in the tables -> passes one after the other, with settings where these are not the defaults.
 METHODS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "rtn": (("rtn", {}),),
+    "rtn, search": (("rtn", {"steps": "search"}),),
     "gptq": (("gptq", {}),),
     "gptq, plain": (("gptq", {"sequential": "block", "reference": "sparse"}),),
     "awq": (("awq", {}),),
