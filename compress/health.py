@@ -13,6 +13,22 @@ from compress import tensors, tree
 from compress.errors import BadModel
 
 
+_KEYS = ("quantization_config", "compression_config")  # where `config.json` tells of codes
+_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")  # where ModelOpt, AutoGPTQ, AutoAWQ do
+_PARTS = frozenset(
+    "weight_packed weight_scale weight_scale_inv weight_zero_point qweight qzeros scales absmax SCB".split()
+)  # tensors that only codes have beside them
+
+
+def check_floats(folder: Path, config: Any) -> None:
+    """Refuse a folder that says of its weights that they are codes."""
+    found = next((f for f in (getattr(config, key, None) for key in _KEYS) if f), None)
+    beside = next((name for name in _FILES if (folder / name).is_file()), None)
+    if found or beside:
+        method = found.get("quant_method") if isinstance(found, Mapping) else None
+        raise BadModel(_quantized(folder, f"by {method}" if method else f"as {beside or 'config.json'} says"))
+
+
 def check_weights(folder: Path) -> None:
     """Refuse pickles and truncated safetensors before any library reads them."""
     weights = sorted(folder.glob("*.safetensors"))
@@ -33,6 +49,8 @@ def check_complete(folder: Path, model: PreTrainedModel, report: Mapping[str, An
     for key, found, wanted in sorted(report["mismatched_keys"]):
         what = f"{key} is {list(found)} where the configuration asks for {list(wanted)}"
         raise BadModel(f"{folder}: {what}; weights and configuration do not belong together")
+    if codes := sorted(k for k in report["unexpected_keys"] if k.rpartition(".")[2] in _PARTS):
+        raise BadModel(_quantized(folder, f"as {codes[0]} tells"))
     missing = sorted(report["missing_keys"])
     needed = {id(p) for n, p in tree.backbone(model).named_parameters() if not n.startswith("pooler.")}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -54,3 +72,10 @@ def check_tokenizer(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedT
             f"{folder}: the tokenizer has {len(tokenizer)} entries but the model embeds {rows}; "
             "they do not belong together"
         )
+
+
+def _quantized(folder: Path, how: str) -> str:
+    return (
+        f"{folder}: its weights are quantized, {how}, and compress starts from floats; give the model that it was made "
+        "from, or the artifact that it was exported from"
+    )

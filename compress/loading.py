@@ -228,8 +228,7 @@ def _config_for(folder: Path, task: Task, trust_remote_code: bool, labels: int |
     config = read_config(folder, trust_remote_code)
     if task == "causal-lm" and not family_of(config.model_type).decoder:
         raise BadModel(f"{folder}: {config.model_type} is an encoder, so its task cannot be 'causal-lm'")
-    if getattr(config, "quantization_config", None):
-        raise BadModel(f"{folder}: is quantized already; give the float model that it was made from")
+    health.check_floats(folder, config)
     if task == "regression" or labels:
         config.num_labels = 1 if task == "regression" else labels
     return config

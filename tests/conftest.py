@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Exporter, Target
 from compress.engines import Engines
+from compress.facts import GridFact
+from compress.grid import Grid, bounds, groups, spread
 
 torch.set_num_threads(1)
 
@@ -91,6 +93,34 @@ def branched(artifact: Artifact, rank: int = 3) -> Artifact:
     }
     blocks.branch_(artifact.model, made)
     return artifact
+
+
+def a_grid(shape: tuple[int, int], fact: GridFact, mask: torch.Tensor | None = None) -> Grid:
+    """Return a grid of random codes, steps and zeros (or offsets); codes that the mask prunes stand for 0."""
+    low, high = bounds(fact.bits)
+    many = (shape[0], groups(shape[1], fact.group_size))
+    codes = torch.randint(low, high + 1, shape, dtype=torch.int8)
+    zero = torch.randint(low, high + 1, many, dtype=torch.int8) if fact.zero else None
+    if mask is not None:
+        none = torch.zeros(many, dtype=torch.int8) if zero is None else zero
+        codes = torch.where(mask, codes, spread(none, shape[1], fact.group_size))
+    return Grid(
+        bits=fact.bits, group_size=fact.group_size, codes=codes, scale=(torch.rand(many) + 0.5) / 2**fact.bits,
+        zero=zero, offset=torch.randn(many) / 8 if fact.offset else None, activation=fact.activation,
+    )  # fmt: skip
+
+
+def quantized(artifact: Artifact, facts: GridFact | Mapping[str, GridFact]) -> Artifact:
+    """Return the artifact with random codes for every linear of the blocks, or for those that are named."""
+    linears = tree.block_linears(artifact.model)
+    kinds = dict.fromkeys(linears, facts) if isinstance(facts, GridFact) else facts
+    made = {
+        n: a_grid((linears[n].out_features, linears[n].in_features), fact, artifact.masks.get(n))
+        for n, fact in kinds.items()
+    }
+    for name, grid in made.items():
+        linears[name].weight.data = grid.dequantized().to(linears[name].weight)
+    return artifact.after(grids=made)
 
 
 @pytest.fixture(scope="session")

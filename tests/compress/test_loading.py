@@ -145,9 +145,51 @@ def test_an_encoder_generates_nothing(tiny: Tiny, tmp_path: Path) -> None:
         loading.facts_of(str(folder), "causal-lm")
 
 
-def test_a_quantized_model(folder: Path) -> None:
-    _change(folder / "config.json", lambda c: c.update(quantization_config={"quant_method": "gptq", "bits": 4}))
-    assert "is quantized already" in _refused(folder)
+@pytest.mark.parametrize(
+    ("told", "how"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "by gptq"),
+        ({"quant_method": "awq", "bits": 4, "zero_point": True}, "by awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "by bitsandbytes"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}, "by compressed-ten"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "by fp8"),
+        ({"load_in_8bit": True}, "as config.json says"),
+    ],
+)
+def test_a_quantized_model(folder: Path, told: dict[str, Any], how: str) -> None:
+    for key in ("quantization_config", "compression_config"):
+        _change(folder / "config.json", lambda c, key=key: c.update({key: told}))  # type: ignore[misc]
+        assert f"its weights are quantized, {how}" in _refused(folder)
+        with pytest.raises(BadModel, match="compress starts from floats; give the model that it was made from"):
+            loading.facts_of(str(folder), "causal-lm")
+        _change(folder / "config.json", lambda c, key=key: c.pop(key))  # type: ignore[misc]
+    loading.facts_of(str(folder), "causal-lm")
+
+
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json", "quant_config.json"])
+def test_a_quantized_model_told_in_a_file_of_its_own(folder: Path, name: str) -> None:
+    (folder / name).write_text("{}")
+    assert f"its weights are quantized, as {name} says" in _refused(folder)
+    with pytest.raises(BadModel, match=name):
+        loading.facts_of(str(folder), "causal-lm")
+
+
+def test_scales_beside_weights_are_not_passed_over(folder: Path) -> None:
+    """Weights of 8 bits bear the name that weights of floats have, so that whoever skips their scales loads noise."""
+    name = "model.layers.0.mlp.up_proj"
+
+    def quantize(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(torch.float8_e4m3fn)
+        tensors[f"{name}.weight_scale"] = torch.ones(64, 1)
+
+    _tensors(folder / WEIGHTS, quantize)
+    assert f"its weights are quantized, as {name}.weight_scale tells" in _refused(folder)
+
+
+def test_packed_weights_are_not_called_missing(folder: Path) -> None:
+    _tensors(folder / WEIGHTS, lambda t: t.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, 64)}))
+    _tensors(folder / WEIGHTS, lambda t: t.pop("model.layers.0.mlp.up_proj.weight"))
+    assert "its weights are quantized, as model.layers.0.mlp.up_proj.qweight tells" in _refused(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])

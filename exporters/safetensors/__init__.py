@@ -1,0 +1,119 @@
+"""A Hugging Face folder: weights or codes as safetensors, configuration, tokenizer; for whatever reads such folders.
+
+Floats: `from_pretrained` of transformers opens it; zeros are stored like any number.  Beside them lies the card of the
+artifact (`compress.json`: lineage, digests) with its masks and codes, so that `compress` can go on from it.  For a
+model whose blocks differ, or with branches, transformers has no class: its `from_pretrained` refuses the folder, and a
+`README.md` there tells how `compress` opens it.
+
+Codes: of a quantized model the folder is in the form of the compressed-tensors library (0.20 or later), with which
+transformers opens it; without the library it raises.  Weights are the artifact's own codes, packed and never rounded
+anew: `pack-quantized`, 2, 3, 4 or 8 bits, whole rows or groups that divide the inputs, with or without zeros, every
+linear with its own bits.  Linears that read integers (8 bits, whole rows) are `int-quantized`: inputs are rounded token
+by token.  All else stays as it was.  vLLM reads the same form (so its source says; it was not run): which bits and
+groups it has kernels for depends on its version and the GPU, 4 and 8 bits in groups of 128 being the oldest, and
+linears that it joins into one (query, key and value; gate and up) must be alike.
+
+Precision: scales are stored in float32.  transformers opens linears of one kind as the artifact's very weights; kinds
+that are mixed, or inputs that become integers, in float32 too, while in bfloat16 scales are rounded to it, as vLLM does.
+3 bits lie densely, 32 codes in 3 words; libraries before 0.20 expect another shape and refuse it.
+Not there: zeros of masks cost as much as any code, since the library has no sparse form any more; real offsets, groups
+that do not divide the inputs, zeros of more than one kind of codes, GPT-2's transposed linears and blocks of unlike
+shapes are refused.  The folder is an end: `compress` goes on from the artifact.
+Needs no target.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from compress import files, grids, tree
+from compress.artifact import CARD, GRIDS, MASKS, Artifact
+from compress.blocks import disk
+from compress.context import Context, Report
+from compress.contracts import Export, Exporter, Settings, Target
+from compress.errors import BadModel, BadSettings
+from compress.facts import Facts, GridFact
+from exporters.safetensors import _packed, _scheme
+
+_README = """# A model that `compress` opens
+
+Its blocks differ in shape, or linears have low-rank branches beside their weights, for which transformers has no class;
+`from_pretrained` refuses this folder. In Python:
+
+    from pathlib import Path
+    from compress.artifact import Artifact
+
+    artifact = Artifact.load(Path("this folder"))
+    artifact.model  # a PyTorch module that is called as its parent was; artifact.tokenizer belongs to it
+
+or as an engine that needs neither: `compress export FOLDER ENGINE_FOLDER`. The shapes are in `config.json`.
+"""
+
+
+class SafetensorsSettings(Settings):
+    """Settings of the Hugging Face folder."""
+
+    format: Literal["auto", "compressed-tensors", "float"] = Field(
+        "auto",
+        description="what a quantized model is written as: packed codes ('compressed-tensors', as 'auto' does where "
+        "there are codes), or the weights they stand for with the codes beside ('float')",
+    )
+
+
+class Safetensors(Exporter):
+    """Write the artifact as it is stored between passes, or its codes packed."""
+
+    Settings = SafetensorsSettings
+    settings: SafetensorsSettings
+    streams = True
+
+    def plan(self, facts: Facts, target: Target | None) -> None:
+        """Raise `BadSettings` when there are no codes to pack, or some that the form cannot say."""
+        if self.settings.format == "compressed-tensors" and not facts.grids:
+            raise BadSettings("there are no codes to pack; quantize before, or leave it 'auto'", key="format")
+        if facts.grids and self.settings.format != "float":
+            _scheme.check(facts)
+
+    def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
+        """Write the folder, and say what whoever opens it should know."""
+        known = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
+        self.plan(known, target)
+        artifact.save(folder)
+        shaped = disk.read(folder) is not None
+        if known.grids and self.settings.format != "float":
+            if shaped:
+                raise BadModel("transformers has no class for such blocks, so codes cannot be packed; format = 'float'")
+            self._pack_(artifact, known.grids, folder)
+            _tell(artifact, known.grids, context.report)
+        elif shaped:
+            context.report.note("blocks differ or have branches, so that only compress opens this folder")
+            files.write_atomic(folder / "README.md", _README)
+        return Export(files=tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())))
+
+    def _pack_(self, artifact: Artifact, facts: dict[str, GridFact], folder: Path) -> None:
+        """Turn the folder of an artifact into one of packed codes, which is no artifact any more."""
+        _packed.pack_(folder, artifact.grids)
+        for name in (GRIDS, MASKS):
+            (folder / name).unlink(missing_ok=True)
+        path = folder / disk.CONFIG
+        config = files.read_json(path) | {"quantization_config": _scheme.config(artifact.model, facts)}
+        files.write_json(path, dict(sorted(config.items())))
+        card = files.read_json(folder / CARD)
+        files.write_json(folder / CARD, card | {"masks": {}, "files": files.digests(folder, frozenset({CARD}))})
+
+
+def _tell(artifact: Artifact, facts: dict[str, GridFact], report: Report) -> None:
+    report.note(f"{len(facts)} linears as packed codes: opens with compressed-tensors {_scheme.VERSION} or later")
+    if artifact.masks:
+        report.note("zeros under the masks are packed like any code: compressed-tensors has no sparse form for codes")
+    if odd := _scheme.split(artifact.model, facts):
+        report.note(f"vLLM does not open it: {odd} has not the codes of the linears that it is joined with there")
+    if len(set(facts.values())) > 1:
+        report.note("transformers must open it without dequantize = True, which takes all linears for the first kind")
+    if artifact.model.dtype != torch.float32:
+        dtype = str(artifact.model.dtype).rpartition(".")[2]
+        report.note(f"scales are float32; who computes with codes in {dtype}, as vLLM does, rounds them to it")
