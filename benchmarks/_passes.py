@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +27,17 @@ class Ids:
         return self._examples
 
 
-def through(
-    use: str, settings: dict[str, Any], artifact: Artifact, folder: Path, *, seed: int = 0, **windows: Tensor
-) -> Artifact:
-    """Run one pass as the pipeline does, on ids by role (`calibration`, `training`)."""
+def context_of(
+    folder: Path, *, seed: int = 0, parent: Callable[[], Artifact] | None = None, **windows: Tensor
+) -> Context:
+    """Return the surroundings of a step: ids by role (`calibration`, `training`), and what opens the dense parent."""
+    data = {role: cast(Source, Ids(ids)) for role, ids in windows.items()}
+    return Context(folder=folder, data=data, seed=seed, parent=parent)
+
+
+def through(use: str, settings: dict[str, Any], artifact: Artifact, context: Context) -> Artifact:
+    """Run one pass as the pipeline does."""
     plugin = registry.load("passes", use, Pass)
     step = plugin(plugin.Settings(**settings))
     step.plan(facts_of(artifact))
-    data = {role: cast(Source, Ids(ids)) for role, ids in windows.items() if role in plugin.uses}
-    return step.run(artifact, Context(folder=folder, data=data, seed=seed))
+    return step.run(artifact, context)

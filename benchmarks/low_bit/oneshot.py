@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks import _cases, _score, _tools
 from benchmarks._ledger import Results, Row
@@ -46,7 +47,7 @@ def cells(peers: Path | None, *, quick: bool, widths: set[int]) -> Iterator[Cell
         group = int(grid.split()[1][1:])
         if any(width % group for width in widths):
             continue
-        yield from (Cell(_tools.OURS, m, grid) for m in METHODS if ready(m) and "then" not in m)
+        yield from (Cell(_tools.OURS, m, grid) for m, uses in METHODS.items() if all(ready(use) for use, _ in uses))
         for tool, (methods, asymmetric) in PEERS.items() if peers else ():
             if asymmetric or not grid.endswith("asymmetric"):
                 yield from (Cell(tool, m, grid) for m in methods)
@@ -68,22 +69,30 @@ def made(tool: str, method: str, grid: str, case: Path, peers: Path | None) -> R
         out = Path(folder) / "codes.safetensors"
         ours = "benchmarks.low_bit.ours"
         row = _tools.call(tool, ours, peers, case=case, method=method, form=grid, out=out)
-        return row if "failed" in row else {**row, **scored(case, out, int(grid.split()[1][1:]))}
+        return row if "failed" in row else {**row, **scored(case, out, grid)}
 
 
-def scored(case: Path, weights: Path, group: int) -> Row:
-    """Return losses and divergences by window, zeros, and the most values that a group of a weight has."""
-    model, dense = _score.open_model(case), _score.open_model(case)
+def scored(case: Path, weights: Path, grid: str) -> Row:
+    """Return the scores of the weights that a tool wrote."""
+    model = _score.open_model(case)
     _score.put_(model, weights)
+    return scores(model, case, grid)
+
+
+def scores(model: PreTrainedModel, case: Path, grid: str) -> Row:
+    """Return losses and divergences by window, zeros, and the most values that a group of a weight has."""
     windows = _cases.ids_of(case)["evaluation"]
     zeros, two_of_four = _score.zeros(model)
-    return {
+    row: Row = {
         "losses": [round(v, 6) for v in _score.window_losses(model, windows)],
-        "kl": [round(v, 8) for v in _score.window_divergences(model, dense, windows)],
+        "kl": [round(v, 8) for v in _score.window_divergences(model, _score.open_model(case), windows)],
         "zeros": round(zeros, 6),
         "two_of_four": two_of_four,
-        "values": max(_values(m.weight.detach(), group) for m in tree.block_linears(model).values()),
     }
+    if grid:
+        group = int(grid.split()[1][1:])
+        row["values"] = max(_values(m.weight.detach(), group) for m in tree.block_linears(model).values())
+    return row
 
 
 def tell(row: Row) -> None:

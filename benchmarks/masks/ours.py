@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks._passes import through
+from benchmarks._passes import context_of, through
 from benchmarks.peers import _case
 from compress import tree
 from compress.artifact import Artifact
@@ -55,9 +55,8 @@ def prune(model: Any, tokenizer: Any, calibration: Tensor, method: str, pattern:
     use, settings = asked(method, pattern)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         tree.linearise_(model)
-        return through(
-            use, settings, Artifact(model=model, tokenizer=tokenizer), Path(folder), calibration=calibration
-        ).model
+        context = context_of(Path(folder), calibration=calibration)
+        return through(use, settings, Artifact(model=model, tokenizer=tokenizer), context).model
 
 
 def prune_from_disk(case: Path, method: str, pattern: str, out: Path) -> None:
@@ -68,7 +67,7 @@ def prune_from_disk(case: Path, method: str, pattern: str, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         before, started, worked = _case.reset_peak_mib(), time.perf_counter(), time.process_time()
         artifact = Artifact.of(case / "model", "causal-lm", stored=True)
-        artifact = through(use, settings, artifact, Path(folder), calibration=calibration)
+        artifact = through(use, settings, artifact, context_of(Path(folder), calibration=calibration))
         (Path(folder) / "saved").mkdir()
         artifact.save(Path(folder) / "saved")
         row = {

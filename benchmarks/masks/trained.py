@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import _cases, _score
 from benchmarks._ledger import Results, Row
-from benchmarks._passes import through
+from benchmarks._passes import context_of, through
 from benchmarks.masks.ours import asked
 from compress import loading, tree
 from compress.artifact import Artifact
@@ -73,10 +73,11 @@ def run(results: Results, case: Path, *, quick: bool) -> None:
         artifact = Artifact(model=model, tokenizer=tokenizer)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
+            context = context_of(Path(folder), **ids)
             if training.name != CONTROL:
-                artifact = through(*asked("sparsegpt", PATTERN), artifact, Path(folder), calibration=ids["calibration"])
+                artifact = through(*asked("sparsegpt", PATTERN), artifact, context)
             given = {**settings, "steps": training.steps, "lr": training.lr, "batch": BATCH, "checkpoint_every": 10**6}
-            artifact = through(use, given, artifact, Path(folder), training=ids["training"])
+            artifact = through(use, given, artifact, context)
         row: Row = {"key": training.key, **asdict(training), "seconds": round(time.perf_counter() - started, 1)}
         tuning, losses = (_score.window_losses(artifact.model, ids[role]) for role in ("calibration", "evaluation"))
         row |= {"tuning": round(sum(tuning) / len(tuning), 6), "losses": [round(v, 6) for v in losses]}
