@@ -16,7 +16,7 @@ from passes._train.cost import cost
 from passes._train.loop import Companion, Loop
 from passes._train.parts import classifier, heads_of, norms_of, thaw_
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
-from passes._train.task import Objective, TaskSettings, Teacher, divergence, loss, loss_on, split_on, taught
+from passes._train.task import Objective, TaskSettings, Teacher, divergence, loss, loss_on, parent_of, split_on
 
 __all__ = [
     "Companion",
@@ -38,9 +38,9 @@ __all__ = [
     "loss_on",
     "lr_factor",
     "norms_of",
+    "parent_of",
     "recomputed",
     "split_on",
-    "taught",
     "thaw_",
     "train_",
 ]

@@ -96,20 +96,23 @@ class Teacher:
 
 
 @contextmanager
-def taught(objective: Objective, settings: TrainSettings, context: Context) -> Iterator[Teacher | None]:
-    """Yield the teacher that an objective needs, opened and frozen while the context lasts; None for `lm`.
+def parent_of(settings: TrainSettings, context: Context, what: str, *, key: str) -> Iterator[PreTrainedModel]:
+    """Yield the dense parent's model on the context's device, frozen while the context lasts.
+
+    Args:
+        settings: of the training.
+        context: hands the parent over.
+        what: who needs it, for the message.
+        key: the setting that asks for it.
 
     Raises:
-        BadSettings: it needs the parent, and nobody hands it over.
+        BadSettings: nobody hands it over.
     """
-    if objective == "lm":
-        yield None
-        return
     if context.parent is None:
-        raise BadSettings(f"{objective!r} needs the dense parent, which only a pipeline hands over", key="loss")
+        raise BadSettings(f"{what} needs the dense parent, which only a pipeline hands over", key=key)
     model = context.parent().model.to(context.device)  # type: ignore[arg-type]
     with frozen(model, settings, context.device):
-        yield Teacher(model, objective == "kl")
+        yield model
 
 
 def loss_on(

@@ -8,7 +8,7 @@ Formula: each linear computes with the weight that will be stored, and A, B and 
 B starts at 0.  What is trained of a step is its logarithm, so that it stays above 0 and `lr_steps` is a relative
 change.  With `symmetric = false` every group keeps the code that stands for 0 it starts with; with `offset` a group
 also trains a real number that is added.  The loss is the task's, the distance to the dense parent's outputs (KL), or
-both.
+both.  With `warm_steps` each block is trained first towards the output of the dense parent's on the same input.
 
 Paper: Jeon et al. 2024, L4Q: Parameter Efficient Quantization-Aware Fine-Tuning on Large Language Models (arXiv
 2402.04902).  Masks, codes that stand for 0, logarithms of steps and the distance to the parent are ours.
@@ -51,8 +51,9 @@ class L4Q(_quant.Quantizer):
     settings: L4QSettings
 
     def data_uses(self) -> frozenset[DataUse]:
-        """Return training data, and calibration data too where bits are chosen."""
-        return self.uses if self.settings.average_bits is not None else frozenset({"training"})
+        """Return training data, and calibration data too where bits are chosen or blocks trained by themselves."""
+        calibrates = self.settings.average_bits is not None or self.settings.warm_steps
+        return self.uses if calibrates else frozenset({"training"})
 
     def plan(self, facts: Facts) -> Facts:
         """Return the facts of the quantized model.
@@ -79,12 +80,13 @@ class L4Q(_quant.Quantizer):
         """Return the cost: half as much time again as other low-rank training, and the parent where it teaches."""
         given, found = self.settings, _planned(facts, self.settings)
         training = cost(facts, given, _trainable(facts, found, given.rank))
-        taught = given.loss != "lm"
+        taught = given.loss != "lm" or given.warm_steps > 0
+        warm = given.warm_steps / (given.steps * given.accumulation)
         more = dataclasses.replace(
             training,
             peak_mib=training.peak_mib + taught * 4 * facts.parameters / 2**20,
             disk_mib=training.disk_mib + _quant.kept(facts, found) / 2**20,
-            seconds=training.seconds * (1.5 + taught / 3),
+            seconds=training.seconds * (1.5 * (1 + warm) + taught / 3),
         )
         return _quant.with_choice(more, facts, given)
 
@@ -107,6 +109,9 @@ def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
     if facts.task == "embedding" and settings.loss != "kl":
         what = "an embedding model has no loss of its own"
         raise BadSettings(f"{what}, got {settings.loss!r}; 'kl' would do", key="loss")
+    if settings.warm_steps and facts.dropped:
+        what = f"{facts.dropped} blocks of the dense parent are gone, so that the others have no counterpart"
+        raise BadSettings(f"{what}; leave it out", key="warm_steps")
     if settings.offset and not settings.symmetric:
         what = "a group has a real offset or a code that stands for 0, not both"
         raise BadSettings(f"{what}, got symmetric = false; leave one of them out", key="offset")

@@ -33,6 +33,11 @@ class L4QSettings(QuantSettings, TaskSettings):
     loss: Objective = Field(
         "lm", description="the task's own loss on training data, the distance to the dense parent's outputs, or both"
     )
+    warm_steps: int = Field(
+        0,
+        ge=0,
+        description="steps for which each block is trained by itself first, towards the dense parent's output",
+    )
 
     @property
     def scale(self) -> float:

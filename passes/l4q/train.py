@@ -1,19 +1,23 @@
-"""Rounded linears put in, trained end to end, and merged into codes."""
+"""Rounded linears put in, trained block by block where asked for, then end to end, and merged into codes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.facts import GridFact
 from compress.grid import Grid
-from passes import _adapter
+from passes import _adapter, _blockwise
+from passes._blockwise import Way
 from passes._quant import Steps, finite
-from passes._train import Group, frozen, recomputed, split_on, taught, train_
+from passes._train import Group, Teacher, frozen, parent_of, recomputed, split_on, train_
 from passes.l4q.linear import Rounded, merge_
 from passes.l4q.settings import L4QSettings
 
@@ -30,22 +34,69 @@ def run_(
     context: Context,
 ) -> dict[str, Grid]:
     """Train the planned linears of the model under their grids, merge them, and return these."""
-    model, device = artifact.model, context.device
-    with taught(settings.loss, settings, context) as teacher, frozen(model, settings, device):
-        loss_of, judge = split_on(artifact, settings, context, teacher)
+    with _parent(settings, context) as parent, frozen(artifact.model, settings, context.device):
         rounded = attach_(artifact, planned, steps_of, settings, context.seed)
-        with recomputed(tree.blocks(model).values(), settings.recompute):
-            done = train_(
-                groups_of(rounded, settings),
-                loss_of,
-                settings,
-                context,
-                validate=judge,
-                every=max(settings.steps // _VALIDATIONS, 1),
-            )
-        for step, value in done.validations:
-            context.report.record("held_out_loss", [step, value])
-        return merge_(model)
+        if parent and settings.warm_steps:
+            warm = settings.model_copy(update={"steps": settings.warm_steps})
+            way = Way(settings=warm, window="block", dense=False, what="'warm_steps'")
+            _blockwise.reconstruct_(artifact, parent, _Blocks(rounded, warm), way, context)
+        teacher = Teacher(parent, alone=settings.loss == "kl") if parent and settings.loss != "lm" else None
+        _train_(artifact, rounded, settings, context, teacher)
+        return merge_(artifact.model)
+
+
+def _parent(settings: L4QSettings, context: Context) -> AbstractContextManager[PreTrainedModel | None]:
+    """Open the dense parent where anything is compared with it."""
+    if settings.warm_steps:
+        return parent_of(settings, context, "a warm start", key="warm_steps")
+    if settings.loss != "lm":
+        return parent_of(settings, context, repr(settings.loss), key="loss")
+    return nullcontext()
+
+
+def _train_(
+    artifact: Artifact,
+    rounded: Mapping[str, Rounded],
+    settings: L4QSettings,
+    context: Context,
+    teacher: Teacher | None,
+) -> None:
+    """Train end to end."""
+    loss_of, judge = split_on(artifact, settings, context, teacher)
+    with recomputed(tree.blocks(artifact.model).values(), settings.recompute):
+        done = train_(
+            groups_of(rounded, settings),
+            loss_of,
+            settings,
+            context,
+            validate=judge,
+            every=max(settings.steps // _VALIDATIONS, 1),
+        )
+    for step, value in done.validations:
+        context.report.record("held_out_loss", [step, value])
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """What is trained block by block: the same numbers, which stay unmerged."""
+
+    rounded: Mapping[str, Rounded]
+    settings: L4QSettings
+
+    def linears(self, block: str) -> list[str]:
+        """Return the rounded linears of a block."""
+        return [n for n in self.rounded if n.startswith(f"{block}.")]
+
+    def groups(self, block: str, linears: list[str]) -> list[Group]:
+        """Return what is trained of some linears."""
+        return groups_of({n: self.rounded[n] for n in linears}, self.settings) if linears else []
+
+    def merge_(self, block: nn.Module) -> None:
+        """Leave the block rounded."""
+
+    def kept(self, block: str) -> list[str]:
+        """Return what is trained of a block."""
+        return sorted(_adapter.trained({n: self.rounded[n] for n in self.linears(block)}))
 
 
 def attach_(
