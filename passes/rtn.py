@@ -8,7 +8,11 @@ squares.  With `symmetric = false` each group has a code of its own that stands 
 Papers: Nagel et al. 2021, A White Paper on Neural Network Quantization (arXiv 2106.08295); the span of a grid with one
 code more below 0 than above as in L4Q (arXiv 2402.04902).
 
-Cost: a pass over the weights, some 80 with the search (with zeros three times that); no data.
+Option: `average_bits` gives each linear bits of its own, chosen exactly from what each choice costs by itself on a few
+calibration windows.
+
+Cost: a pass over the weights, some 80 with the search (with zeros three times that); no data.  With `average_bits` also
+half a forward of the windows for each linear and choice.
 Keeps: masks (a zero is code 0, or the group's own zero), biases, norms, embeddings and head.
 Helps: at 8 bits by whole rows next to nothing is lost, and with `activation = "dynamic"` linears read integers too; at
 4 bits in groups of 32 to 128 it is the baseline.
@@ -21,14 +25,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Estimate
-from compress.facts import Facts
+from compress.contracts import DataUse, Estimate
+from compress.facts import Facts, GridFact
 from passes import _quant
-from passes._quant import Quantizer, QuantSettings
+from passes._quant import Quantizer, QuantSettings, Steps
 
 
 class RtnSettings(QuantSettings):
@@ -44,16 +49,26 @@ class Rtn(Quantizer):
 
     Settings = RtnSettings
     settings: RtnSettings
+    uses = frozenset[DataUse]({"calibration"})
     streams = True
+
+    def data_uses(self) -> frozenset[DataUse]:
+        """Return that calibration data are read where bits are chosen."""
+        return self.uses if self.settings.average_bits is not None else frozenset()
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost: the model, and one linear at a time."""
-        return _quant.cost(facts, _quant.planned(facts, self.settings), searched=self.settings.steps == "search")
+        planned = _quant.planned(facts, self.settings)
+        cost = _quant.cost(facts, planned, searched=self.settings.steps == "search")
+        return _quant.with_choice(cost, facts, self.settings)
+
+    def steps(self, weight: Tensor, fact: GridFact) -> Steps:
+        """Return the steps of a weight's grid."""
+        return (_quant.search if self.settings.steps == "search" else _quant.span)(weight, fact)
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Round where the weights are, block by block."""
-        planned, grids = self.grids(artifact), artifact.new_grids()
-        steps_of = _quant.search if self.settings.steps == "search" else _quant.span
+        planned, grids = self.resolved(artifact, context), artifact.new_grids()
         with context.report.bar("linears", len(planned)) as bar:
             for block in tree.blocks(artifact.model):
                 names = [n for n in planned if n.startswith(f"{block}.")]
@@ -62,9 +77,9 @@ class Rtn(Quantizer):
                     for name in names:
                         _quant.finite(name, linears[name])
                         weight = linears[name].weight.detach()
-                        made = _quant.grid(weight, steps_of(weight, planned[name]), planned[name])
+                        made = _quant.grid(weight, self.steps(weight, planned[name]), planned[name])
                         _quant.put_(linears[name], made)
                         grids[name] = made.to(torch.device("cpu"))
                         bar.advance()
-        self.tell(artifact, context)
+        self.tell(artifact, context, planned)
         return artifact.after(grids=grids)

@@ -5,7 +5,7 @@ at at a time, and every linear is judged on what the already changed blocks befo
 held out: they travel alike, and what the linears read on them is for checking alone.
 """
 
-from passes._layerwise.capture import Chunk, windows
+from passes._layerwise.capture import Call, Chunk, calls, ended, windows
 from passes._layerwise.cost import cost
 from passes._layerwise.inputs import Inputs, Layer, error
 from passes._layerwise.journal import Journal
@@ -15,13 +15,16 @@ from passes._layerwise.stream import Stream
 from passes._layerwise.walk import walk_
 
 __all__ = [
+    "Call",
     "Chunk",
     "Inputs",
     "Journal",
     "Layer",
     "LayerwiseSettings",
     "Stream",
+    "calls",
     "cost",
+    "ended",
     "error",
     "first",
     "pass_",

@@ -64,15 +64,15 @@ def windows(artifact: Artifact, batch: int, context: Context, what: str, *stream
     for part, held_out in ((order[:split], False), (order[split:], True)):
         for at in range(0, len(part), batch):
             inputs = inputs_of(artifact.model, examples.batch(part[at : at + batch]), context.device)
-            calls, hidden = _calls(artifact.model, inputs)
+            found, hidden = calls(artifact.model, inputs)
             for stream in streams:
                 stream.enter(len(chunks), hidden)
             real = inputs["attention_mask"].bool()
-            chunks.append(Chunk(calls=_shared(calls, pool, {}), real=real, held_out=held_out))
+            chunks.append(Chunk(calls=_shared(found, pool, {}), real=real, held_out=held_out))
     return chunks
 
 
-def _calls(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[tuple[Call, ...], Tensor]:
+def calls(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[tuple[Call, ...], Tensor]:
     """Return what each block is called with, and the hidden states that the first one is."""
     doors: list[_Door] = []
     with _doors(model, doors), torch.no_grad():
@@ -80,11 +80,24 @@ def _calls(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[tuple[Call, 
     return tuple(d.call for d in doors), doors[0].hidden
 
 
+@contextmanager
+def ended(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    """While this lasts, the last block of the model gives these hidden states whatever it reads, and none is run."""
+    doors: list[_Door] = []
+    with _doors(model, doors):
+        doors[-1].given = hidden
+        yield
+
+
 class _Door(nn.Module):
-    """Stands where a block stands: notes what it is called with and lets the hidden states through as they are."""
+    """Stands where a block stands: notes what it is called with and lets the hidden states through as they are.
+
+    Where some are `given`, these come out instead.
+    """
 
     call: Call
     hidden: Tensor
+    given: Tensor | None = None
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -96,7 +109,7 @@ class _Door(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the hidden states."""
         self.call, self.hidden = (args, kwargs), hidden_states
-        return hidden_states
+        return hidden_states if self.given is None else self.given
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from passes._quant.base import Quantizer, finite, put_
 from passes._quant.checking import check
+from passes._quant.mixed import with_choice
 from passes._quant.plan import chosen, planned
 from passes._quant.rounding import Steps, codes, grid, span
 from passes._quant.settings import QuantSettings
@@ -25,4 +26,5 @@ __all__ = [
     "size",
     "span",
     "told",
+    "with_choice",
 ]

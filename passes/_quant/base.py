@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Pass
+from compress.contracts import Candidate, Pass
 from compress.errors import BadModel
 from compress.facts import Facts, GridFact
 from compress.grid import Grid
-from passes._quant import checking, telling
+from passes._quant import checking, mixed, telling
 from passes._quant.plan import planned
+from passes._quant.rounding import Steps, span
 from passes._quant.settings import QuantSettings
 
 
@@ -33,18 +36,38 @@ class Quantizer(Pass):
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check grids, weights, masks, and that nothing else changed."""
-        checking.check(before, after, self.grids(after))
+        declared, mean = self.grids(after), self.settings.average_bits
+        checking.check(before, after, declared)
+        if mean is not None:
+            mixed.check(after, declared, mean)
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
-        """Return the grid that each linear gets, or got."""
+        """Return the grid that each linear gets, or got, with `others` where its bits are chosen by sensitivity."""
         return planned(tree.facts(artifact.model, artifact.task), self.settings)
 
-    def tell(self, artifact: Artifact, context: Context) -> None:
-        """Report what was quantized, in bytes."""
-        facts = tree.facts(artifact.model, artifact.task)
-        found = planned(facts, self.settings)
+    def steps(self, weight: Tensor, fact: GridFact) -> Steps:
+        """Return the steps of a weight's grid by which sensitivity is judged."""
+        return span(weight, fact)
+
+    def resolved(self, artifact: Artifact, context: Context) -> dict[str, GridFact]:
+        """Return the grid that each linear is to get, bits chosen where they are open: what `run` begins with."""
+        return mixed.resolved(artifact, self.settings, context, self.steps)
+
+    def candidates(self, artifact: Artifact, context: Context) -> Sequence[Candidate]:
+        """Return the choices of bits for each linear, or with choose = "block" each block, and it as it is."""
+        return mixed.candidates(artifact, self.settings, context, self.steps)
+
+    def tell(self, artifact: Artifact, context: Context, found: Mapping[str, GridFact]) -> None:
+        """Report what was quantized, in bytes.
+
+        Args:
+            artifact: of before or after.
+            context: with the report.
+            found: the grids, as `resolved` returned them.
+        """
+        shapes = tree.facts(artifact.model, artifact.task).shapes
         width = tree.block_linears(artifact.model)[next(iter(found))].weight.element_size()
-        for line in telling.told(found, facts.shapes, width):
+        for line in telling.told(found, shapes, width):
             context.report.note(line)
 
 

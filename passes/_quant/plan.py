@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 from compress import tree
 from compress.errors import BadSettings
@@ -78,6 +79,11 @@ def possible(facts: Facts, settings: QuantSettings, *, open_: bool) -> dict[str,
     return found
 
 
+def allowed(mean: float, weights: int) -> int:
+    """Return the most bits that so many weights may have together, the mean being the decimal that was written."""
+    return math.floor(Fraction(str(mean)) * weights)
+
+
 def _fact(bits: int, settings: QuantSettings) -> GridFact:
     size = settings.group_size
     if size is None:
@@ -101,13 +107,14 @@ def _check_mean(settings: QuantSettings) -> None:
             raise BadSettings(f"only with average_bits, got {getattr(settings, key)}; leave it out", key=key)
 
 
-def _check_reach(mean: float, planned: dict[str, GridFact], facts: Facts) -> None:
+def _check_reach(mean: float, planned: Mapping[str, GridFact], facts: Facts) -> None:
     """Raise unless the fewest bits of every linear have such a mean."""
     sizes = {n: math.prod(facts.shapes[n]) for n in planned}
-    least = sum(min(p.bits for p in each.possible) * sizes[n] for n, each in planned.items()) / sum(sizes.values())
-    if least > mean:
-        what = f"no choice of bits has so low a mean, got {mean:g}; the lowest is {least:g}"
-        raise BadSettings(f"{what}, which more or other choices, or layers, would change", key="average_bits")
+    least, weights = sum(min(p.bits for p in f.possible) * sizes[n] for n, f in planned.items()), sum(sizes.values())
+    if least > allowed(mean, weights):
+        what = f"no choice of bits has so low a mean, got {mean:g}"
+        lowest = math.ceil(1e4 * least / weights) / 1e4
+        raise BadSettings(f"{what}; {lowest:g} can be reached, less with other choices or layers", key="average_bits")
 
 
 def _check(name: str, fact: GridFact, facts: Facts, settings: QuantSettings) -> None:

@@ -1,0 +1,192 @@
+"""Bits by sensitivity: each linear's from what its codes alone cost in quality, their mean within a budget.
+
+The score of a linear and its bits is the distance of the model's outputs with that linear alone rounded to nearest
+(`passes/_sensitivity` has the formula).  Rounding stands for any way to make codes: what matters is which linears bear
+few bits, and it is cheap.  Scores are added up as if linears did not act on each other; the least sum that the budget
+allows is found exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress import files, grids, tree
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import Candidate, Estimate
+from compress.errors import BrokenPromise
+from compress.facts import Facts, GridFact
+from passes import _sensitivity
+from passes._quant import knapsack
+from passes._quant.plan import allowed, planned, possible
+from passes._quant.rounding import Steps, grid
+from passes._quant.settings import QuantSettings
+from passes._quant.telling import size
+from passes._sensitivity import Change
+
+StepsOf = Callable[[Tensor, GridFact], Steps]
+
+_LENGTH = 256  # tokens of a window that estimates count with
+_LOGIT = 600  # products that take as long as the share of one logit in a distance
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What gets one choice of bits: a linear, or all open ones of a block.
+
+    Attributes:
+        names: the linears.
+        bits: the choices, fewest first.
+        facts: by linear, then by bits, the grid.
+    """
+
+    names: tuple[str, ...]
+    bits: tuple[int, ...]
+    facts: Mapping[str, Mapping[int, GridFact]]
+
+
+def resolved(artifact: Artifact, settings: QuantSettings, context: Context, steps_of: StepsOf) -> dict[str, GridFact]:
+    """Return the grid of every linear that is to be quantized, its bits chosen where `average_bits` leaves them open.
+
+    The choice is told; scores that were found before a kill are read from the context's folder.
+
+    Args:
+        artifact: the model as it is, which stays so.
+        settings: how to quantize.
+        context: with calibration data where bits are to be chosen.
+        steps_of: the steps of a weight's grid.
+
+    Raises:
+        BadSettings: as `planned` does.
+        BadModel: outputs are NaN or infinite.
+    """
+    found = planned(_facts(artifact), settings)
+    if settings.average_bits is None:
+        return found
+    sizes = {n: linear.weight.numel() for n, linear in tree.block_linears(artifact.model).items() if n in found}
+    units = _units(artifact, {n: f for n, f in found.items() if f.others}, settings.choose)
+    fixed = sum(f.bits * sizes[n] for n, f in found.items() if not f.others)
+    budget = allowed(settings.average_bits, sum(sizes.values())) - fixed
+    scores = _scores(artifact, units, settings, context, steps_of)
+    weights = {key: sum(sizes[n] for n in unit.names) for key, unit in units.items()}
+    picks = knapsack.choose(
+        [[scores[key][b] for b in unit.bits] for key, unit in units.items()],
+        [[b * weights[key] for b in unit.bits] for key, unit in units.items()],
+        budget,
+    )
+    for (key, unit), pick in zip(units.items(), picks, strict=True):
+        bits = unit.bits[pick]
+        found |= {n: unit.facts[n][bits] for n in unit.names}
+        context.report.record("bits", [key, bits, scores[key][bits]])
+    total = sum(scores[key][unit.bits[pick]] for (key, unit), pick in zip(units.items(), picks, strict=True))
+    _tell(artifact, found, sizes, total, context)
+    return found
+
+
+def candidates(artifact: Artifact, settings: QuantSettings, context: Context, steps_of: StepsOf) -> list[Candidate]:
+    """Return every choice of bits of every linear (or block) that is to be quantized, and each as it is.
+
+    Raises:
+        BadSettings: as `possible` does.
+        BadModel: outputs are NaN or infinite.
+    """
+    facts = _facts(artifact)
+    units = _units(artifact, possible(facts, settings, open_=True), settings.choose)
+    scores = _scores(artifact, units, settings, context, steps_of)
+    linears, made = tree.block_linears(artifact.model), list[Candidate]()
+    for key, unit in units.items():
+        floats = float(sum(linears[n].weight.nbytes for n in unit.names))
+        made.append(Candidate(layer=key, choice={}, score=0.0, costs={"bytes": floats}))
+        for bits in unit.bits:
+            bytes_ = sum(size(facts.shapes[n], unit.facts[n][bits]) for n in unit.names)
+            made.append(
+                Candidate(layer=key, choice={"bits": bits}, score=scores[key][bits], costs={"bytes": float(bytes_)})
+            )
+    return made
+
+
+def check(after: Artifact, names: Collection[str], mean: float) -> None:
+    """Raise `BrokenPromise` unless the bits of the named linears keep their mean within what is allowed."""
+    found = grids.facts({n: after.grids[n] for n in names})
+    sizes = {n: linear.weight.numel() for n, linear in tree.block_linears(after.model).items() if n in found}
+    bits, weights = sum(f.bits * sizes[n] for n, f in found.items()), sum(sizes.values())
+    if bits > allowed(mean, weights):
+        raise BrokenPromise(f"codes have {bits / weights:.4g} bits in the mean, and were to have {mean:g} at most")
+
+
+def with_choice(estimate: Estimate, facts: Facts, settings: QuantSettings) -> Estimate:
+    """Return what a pass will cost with the choice of bits before it, where it makes one."""
+    if settings.average_bits is None:
+        return estimate
+    open_ = {n: f for n, f in planned(facts, settings).items() if f.others}
+    units = len(open_) if settings.choose == "layer" else facts.blocks
+    tokens, width = settings.choose_windows * _LENGTH, min(i for _, i in facts.shapes.values())
+    choices = len(set(settings.choices))
+    head = math.prod(facts.head[1]) + _LOGIT / 2 * facts.vocabulary if facts.head else 0
+    work = 2 * tokens * units * choices * (sum(map(math.prod, facts.shapes.values())) / 2 + head)
+    peak = 4 * (tree.held(facts) + tokens * width * choices * math.ceil(units / facts.blocks))
+    return dataclasses.replace(
+        estimate, seconds=estimate.seconds + work / 3e10, peak_mib=max(estimate.peak_mib, peak / 2**20)
+    )
+
+
+def _facts(artifact: Artifact) -> Facts:
+    return tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
+
+
+def _units(artifact: Artifact, found: Mapping[str, GridFact], choose: str) -> dict[str, Unit]:
+    """Return what gets one choice, by linear or by block; a linear whose bits are fixed is always by itself."""
+    together: dict[str, list[str]] = {}
+    for block in tree.blocks(artifact.model):
+        for name in (n for n in found if n.startswith(f"{block}.")):
+            key = block if choose == "block" and found[name].others else name
+            together.setdefault(key, []).append(name)
+    by_bits = {n: {p.bits: p for p in sorted(f.possible, key=lambda p: p.bits)} for n, f in found.items()}
+    return {
+        key: Unit(tuple(names), tuple(by_bits[names[0]]), {n: by_bits[n] for n in names})
+        for key, names in together.items()
+    }
+
+
+def _scores(
+    artifact: Artifact, units: Mapping[str, Unit], settings: QuantSettings, context: Context, steps_of: StepsOf
+) -> dict[str, dict[int, float]]:
+    """Return the score of each unit by bits."""
+
+    def change(key: str, unit: Unit, bits: int) -> Change:
+        def made(name: str, weight: Tensor) -> Tensor:
+            fact = unit.facts[name][bits]
+            return grid(weight, steps_of(weight, fact), fact).dequantized()
+
+        return Change(key=f"{key} in {bits} bits", names=unit.names, made=made)
+
+    changes = {(key, bits): change(key, unit, bits) for key, unit in units.items() for bits in unit.bits}
+    digest = files.digest_of(settings.model_dump(mode="json"))
+    found = _sensitivity.distances(
+        artifact,
+        list(changes.values()),
+        settings.choose_windows,
+        context,
+        context.folder / f"sensitivity-{digest[:12]}.json",
+    )
+    return {key: {bits: found[changes[key, bits].key] for bits in unit.bits} for key, unit in units.items()}
+
+
+def _tell(
+    artifact: Artifact, found: Mapping[str, GridFact], sizes: Mapping[str, int], total: float, context: Context
+) -> None:
+    """Note the table of bits: for each linear of a block a digit in block after block, - where it stays in floats."""
+    blocks = list(tree.blocks(artifact.model))
+    inner: dict[str, dict[str, int]] = {}
+    for name, fact in found.items():
+        block = next(b for b in blocks if name.startswith(f"{b}."))
+        inner.setdefault(name.removeprefix(f"{block}."), {})[block] = fact.bits
+    rows = (f"{n} {''.join(str(bits.get(b, '-')) for b in blocks)}" for n, bits in inner.items())
+    mean = sum(f.bits * sizes[n] for n, f in found.items()) / sum(sizes.values())
+    context.report.note(f"chose bits with a mean of {mean:.4g}, block after block: {', '.join(rows)}")
+    context.report.note(f"what these codes cost in quality, one linear at a time and rounded, adds up to {total:.4g}")

@@ -1,0 +1,131 @@
+"""Changes to blocks, one by one: made, led to the end of the model, judged and noted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compress import files, tree
+from compress.artifact import Artifact
+from compress.context import Bar, Context
+from compress.errors import BadModel
+from passes._layerwise import Call, calls, first, run
+from passes._sensitivity.judge import Judge
+from passes._train import draw, inputs_of
+
+_BATCH = 4  # windows at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Other weights for linears of one block.
+
+    Attributes:
+        key: its name, of its own among all changes.
+        names: the linears.
+        made: returns from the name of one and its weight `[out, in]` the other weight, which may have another dtype.
+    """
+
+    key: str
+    names: Sequence[str]
+    made: Callable[[str, Tensor], Tensor]
+
+
+@torch.no_grad()
+def distances(
+    artifact: Artifact, changes: Sequence[Change], windows: int, context: Context, journal: Path
+) -> dict[str, float]:
+    """Return by key how far each change by itself takes the model's outputs; the model stays as it is.
+
+    Cost: a forward of the windows through half of the blocks, and the head, for each change; the hidden states of all
+    changes to one block are held at once.
+
+    Args:
+        artifact: on the context's device; one block is opened at a time.
+        changes: in any order.
+        windows: how many rows of the calibration data are drawn, if there are as many.
+        context: data, device, seed and report.
+        journal: a file that holds what was judged already; written after each block.
+
+    Raises:
+        BadModel: outputs are NaN or infinite.
+    """
+    found: dict[str, float] = files.read_json(journal) if journal.exists() else {}
+    names = list(tree.blocks(artifact.model))
+    todo = [[c for c in changes if c.names[0].startswith(f"{block}.")] for block in names]
+    blocks_left = [len(names) - index for index in range(len(names))]
+    done = [sum(c.key in found for c in here) * left for here, left in zip(todo, blocks_left, strict=True)]
+    total = [len(here) * left for here, left in zip(todo, blocks_left, strict=True)]
+    if done != total:
+        artifact.model.train(False)
+        walk = _Walk(artifact, windows, context)
+        with context.report.bar("sensitivity", sum(total), sum(done)) as bar:
+            for index, here in enumerate(todo):
+                if missing := [c for c in here if c.key not in found]:
+                    found |= walk.judged(index, missing, bar)
+                    files.write_json(journal, found)
+                walk.advance(index)
+    return {c.key: found[c.key] for c in changes}
+
+
+class _Walk:
+    """The windows on their way through the model as it is, at the door of one block after the other."""
+
+    def __init__(self, artifact: Artifact, windows: int, context: Context) -> None:
+        self.artifact, self.names = artifact, list(tree.blocks(artifact.model))
+        examples = context.data["calibration"].examples(artifact.tokenizer)
+        rows = draw(0, len(examples), windows, context.seed)
+        batches = [examples.batch(rows[at : at + _BATCH]) for at in range(0, len(rows), _BATCH)]
+        given = [calls(artifact.model, inputs_of(artifact.model, b, context.device)) for b in batches]
+        self.calls: list[Sequence[Call]] = [call for call, _ in given]
+        self.hidden = door = [hidden for _, hidden in given]
+        for index in range(len(self.names)):
+            self.advance(index)
+        self.judge = Judge(artifact, batches, self.hidden)
+        self.hidden = door
+
+    def advance(self, index: int) -> None:
+        """Let the windows pass a block."""
+        with self.artifact.opened(self.names[index]) as block:
+            self.hidden = self._passed(block, index, self.hidden)
+
+    def judged(self, index: int, changes: Sequence[Change], bar: Bar) -> dict[str, float]:
+        """Return how far each change to the block of this number takes the outputs."""
+        with self.artifact.opened(self.names[index]) as block:
+            models = [self._changed(block, index, change) for change in changes]
+            bar.advance(len(changes))
+        for later in range(index + 1, len(self.names)):
+            with self.artifact.opened(self.names[later]) as block:
+                models = [self._passed(block, later, hidden) for hidden in models]
+                bar.advance(len(changes))
+        found = dict(zip((c.key for c in changes), self.judge.distances(models), strict=True))
+        for key, distance in found.items():
+            if not math.isfinite(distance):
+                raise BadModel(f"{key}: the outputs with this change, or without, are NaN or infinite")
+        return found
+
+    def _changed(self, block: nn.Module, index: int, change: Change) -> list[Tensor]:
+        """Return what the block gives with a change."""
+        new: dict[str, Tensor] = {}
+        for name in change.names:
+            inner = f"{name.removeprefix(f'{self.names[index]}.')}.weight"
+            old = block.get_parameter(inner).detach()
+            new[inner] = change.made(name, old).to(old)
+        return self._passed(block, index, self.hidden, new)
+
+    def _passed(
+        self, block: nn.Module, index: int, hidden: Sequence[Tensor], new: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        """Return what the block makes of hidden states, with new parameters where they are given."""
+        if not new:
+            return [run(block, h, c[index]) for h, c in zip(hidden, self.calls, strict=True)]
+        found = []
+        for h, c in zip(hidden, self.calls, strict=True):
+            args, kwargs = c[index]
+            found.append(first(torch.func.functional_call(block, dict(new), (h, *args), kwargs)))
+        return found
