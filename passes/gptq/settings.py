@@ -1,0 +1,36 @@
+"""The settings of GPTQ."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from passes._layerwise import LayerwiseSettings
+from passes._quant import QuantSettings
+
+
+class GptqSettings(LayerwiseSettings, QuantSettings):
+    """Settings of GPTQ."""
+
+    sequential: Literal["linear", "block"] = Field(
+        "linear",
+        description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
+        "so that it can make up for what they lost, or, in one run, before any of its block has",
+    )
+    reference: Literal["quantized", "dense"] = Field(
+        "dense",
+        description="what the output of a quantized linear is held against: what its old weight makes of the inputs "
+        "that it gets now, or what the model gave before anything changed",
+    )
+    steps: Literal["span", "search"] = Field(
+        "search", description="of a group: the narrowest that clip nothing, or those whose rounding costs least under H"
+    )
+    order: Literal["activation", "none"] = Field(
+        "activation", description="of the columns: those that read the largest inputs first, or as they stand"
+    )
+    damping: float = Field(0.01, ge=0, le=10, description="added to the diagonal of H, as a share of its mean")
+    refine: Literal["none", "codes", "steps"] = Field(
+        "steps", description="after the sweep: nothing, codes move while that lowers the error, or codes and scales do"
+    )
+    refine_cycles: int = Field(10, ge=1, description="most rounds over all columns of a linear")
