@@ -48,16 +48,17 @@ def open_engine(folder: Path, args: argparse.Namespace) -> ort.InferenceSession:
     """Load the graph of an engine folder on the device that was asked for, and on no other."""
     options, provider = ort.SessionOptions(), PROVIDERS[args.device]
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = args.threads, 1, 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if args.device == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     try:
-        graph = folder / json.loads((folder / "engine.json").read_text(encoding="utf-8")).get("graph", "model.onnx")
-        session = ort.InferenceSession(str(graph), options, providers=[provider])
+        manifest = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+        for entry in {"session.intra_op.allow_spinning": "0", **manifest.get("session", {})}.items():
+            options.add_session_config_entry(*entry)
+        session = ort.InferenceSession(str(folder / manifest.get("graph", "model.onnx")), options, providers=[provider])
     except Exception as error:
         fault(f"{folder}: cannot be loaded as an engine:", error)
     if (got := session.get_providers()[0]) != provider[0]:
-        fault(f"{graph}: asked for {provider[0]}, got {got}; is it in this onnxruntime, is the driver there?")
+        fault(f"{folder}: asked for {provider[0]}, got {got}; is it in this onnxruntime, is the driver there?")
     return session
 
 
@@ -137,17 +138,16 @@ def worker_time(args: argparse.Namespace) -> dict[str, Any]:
 
 def worker_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Load one engine in this process, run the largest steps of a request, and return the MiB gained at the peak."""
-
-    def resident(field: str) -> float:  # getrusage would report the peak of the process that started this one
-        return int(re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[0]) / 1024
-
-    if not Path("/proc/self/status").exists():
+    status = Path("/proc/self/status")  # getrusage would report the peak of the process that started this one
+    if not status.exists():
         return {"memory_mib": None}
-    before, folder = resident("VmRSS"), args.folders[0]
+    before, folder = status.read_text(encoding="utf-8"), args.folders[0]
     caller(session := open_engine(folder, args), folder, args, 0, args.prompt)
     if args.generate and is_decoder(session):
         caller(session, folder, args, args.prompt + args.generate - 1, 1)
-    return {"memory_mib": resident("VmHWM") - before}
+    found = (("VmHWM", status.read_text(encoding="utf-8")), ("VmRSS", before))
+    peak, start = (int(re.findall(rf"{field}:\s+(\d+) kB", text)[0]) / 1024 for field, text in found)
+    return {"memory_mib": peak - start}
 
 
 def spawn(args: argparse.Namespace, role: str, folders: Sequence[Path]) -> dict[str, Any]:

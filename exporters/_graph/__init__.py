@@ -7,6 +7,7 @@ length 0, so that one graph reads a prompt and then writes token after token.  L
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from transformers import PreTrainedModel
 from compress import files
 from compress.engines.twin import twin
 from compress.facts import Task
+from compress.grid import Grid
+from exporters._graph.products import Bytes, Kernel, replace_
 from exporters._graph.tracing import trace
 from exporters._graph.wrappers import Decoder, Encoder, KeyValues, kept
 
@@ -80,6 +83,19 @@ def encoder(model: PreTrainedModel, task: Task, precision: str, opset: int) -> G
         output = "embedding" if task == "embedding" else "logits"
         traced = trace(Encoder(same, task), arguments, shapes, names, [output], opset)
     return Graph(model=traced)
+
+
+def with_codes(
+    graph: Graph, grids: Mapping[str, Grid], kernels: Mapping[str, Kernel]
+) -> tuple[Graph, dict[str, Bytes]]:
+    """Return the graph with linears that multiply by their codes, and what each takes; the one given stays.
+
+    Raises:
+        BadModel: the graph has no one product with such a linear's weight.
+    """
+    model = graph.model.clone()
+    sizes = {name: replace_(model, name, grids[name], kernel) for name, kernel in kernels.items()}
+    return Graph(model=model, past=graph.past), sizes
 
 
 def write(graph: Graph, path: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import contextlib
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -37,7 +37,14 @@ SCRIPT = Path(__file__).with_name("_run.py")
 class OnnxSettings(Settings):
     """Settings of the ONNX export."""
 
-    opset: Literal[20, 21] = Field(20, description="version of the ONNX operators")
+    opset: Literal[20, 21] | None = Field(
+        None, description="version of the ONNX operators; by default the lowest that holds the model: 20, or 21"
+    )
+    form: Literal["nbits", "qdq"] = Field(
+        "nbits",
+        description="how codes are written: 'nbits' for the packed operator of onnxruntime, 'qdq' for DequantizeLinear "
+        "of INT4 and INT8, which other runtimes read too",
+    )
 
 
 class Onnx(Exporter):
@@ -77,26 +84,40 @@ class Onnx(Exporter):
             raise BadSettings(f"must be 'onnxruntime', got {target.runtime!r}", key="runtime")
         if target.device not in ("cpu", "cuda"):
             raise BadSettings(f"must be 'cpu' or 'cuda', got {target.device!r}", key="device")
+        if facts.grids:
+            from exporters.onnx import _kernels
+
+            _kernels.opset(facts, self.settings.form, self.settings.opset)
 
     def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
         """Write the graph and `run.py`; the model stays as it is."""
-        from exporters import _graph  # seconds of torch, which settings and `doctor` need not wait for
+        from compress import grids, tree  # seconds of torch, which settings and `doctor` need not wait for
+        from exporters import _graph
+        from exporters.onnx import _kernels
 
         precision = target.precision if target else "fp32"
+        known = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
+        opset = _kernels.opset(known, self.settings.form, self.settings.opset)
         if artifact.task == "causal-lm":
-            graph = _graph.decoder(artifact.model, precision, self.settings.opset)
+            graph = _graph.decoder(artifact.model, precision, opset)
         else:
-            graph = _graph.encoder(artifact.model, artifact.task, precision, self.settings.opset)
+            graph = _graph.encoder(artifact.model, artifact.task, precision, opset)
+        about: dict[str, Any] = {}
+        if known.grids:
+            way = _kernels.way("exact", known, self.settings.form)
+            graph, sizes = _graph.with_codes(graph, artifact.grids, way.kernels)
+            about = {"session": way.session, "codes": _kernels.described(way, known, sizes, self.settings.form)}
         written = _graph.write(graph, folder / GRAPH)
         shutil.copyfile(SCRIPT, folder / "run.py")
         facts = {
             "graph": GRAPH,
             "precision": precision,
-            "opset": self.settings.opset,
+            "opset": opset,
             "inputs": graph.inputs(),
             "outputs": graph.outputs(),
             "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
             "libraries": ["onnx", "onnxscript", *_installed()],
+            **about,
         }
         return Export(files=(*written, "run.py"), facts=facts)
 

@@ -36,7 +36,7 @@ class OnnxEngine(Engine):
         if missing:
             raise Unavailable(missing)
         self.manifest: Mapping[str, Any] = files.read_json(folder / "engine.json")
-        self._session = _open(folder / self.manifest["graph"], target)
+        self._session = _open(folder / self.manifest["graph"], target, self.manifest.get("session", {}))
         self._inputs = {i.name: i.type for i in self._session.get_inputs()}
         self._past = [n for n in self._inputs if n.startswith("past_key_values.")]
         self._type = np.dtype(np.float16 if self.manifest["precision"] == "fp16" else np.float32)
@@ -68,12 +68,17 @@ class OnnxEngine(Engine):
         """Return the execution providers really used."""
         return tuple(self._session.get_providers())
 
+    def kernels(self) -> Mapping[str, str]:
+        """Return what multiplies by the codes of each linear that has some."""
+        layers = self.manifest.get("codes", {}).get("layers", {})
+        return {name: layer["kernel"] for name, layer in layers.items()}
+
     def close(self) -> None:
         """Free the engine's memory."""
         del self._session
 
 
-def _open(graph: Path, target: Target) -> onnxruntime.InferenceSession:
+def _open(graph: Path, target: Target, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     provider = PROVIDERS[target.device]
@@ -88,6 +93,8 @@ def _open(graph: Path, target: Target) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in settings.items():
+        options.add_session_config_entry(name, value)
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(
         str(graph), options, providers=[provider], provider_options=[_OPTIONS.get(target.device, {})]

@@ -40,6 +40,8 @@ def main() -> None:
     engine = json.loads((here / "engine.json").read_text(encoding="utf-8"))
     options, device = ort.SessionOptions(), engine["target"]["device"].upper()
     options.intra_op_num_threads = engine["target"]["threads"]
+    for name, value in engine.get("session", {}).items():
+        options.add_session_config_entry(name, value)
     if device == "CUDA":
         ort.preload_dlls()
     session = ort.InferenceSession(str(here / engine["graph"]), options, [f"{device}ExecutionProvider"])
