@@ -39,7 +39,7 @@ class Reduced:
     @property
     def closed(self) -> bool:
         """Return whether the choice is proven: nothing scores less."""
-        return self.score - self.bound <= EPSILON * max(self.score, EPSILON)
+        return self.choice is not None and self.score - self.bound <= EPSILON * max(self.score, EPSILON)
 
 
 def reduced(table: Table, *, start: Choice | None = None, floor: float = -math.inf) -> Reduced:
