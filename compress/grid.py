@@ -140,21 +140,22 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     A code is stored as `code + 2^(bits-1)`; code k of a row begins at bit `k * bits`, lowest bits first.
     """
     rows, columns = codes.shape
-    unsigned = codes.to(torch.int64) - bounds(bits)[0]
-    eights = functional.pad(unsigned, (0, -columns % 8)).view(rows, -1, 8)  # eight codes fill `bits` bytes
-    words = eights.new_zeros(eights.shape[:2])
+    eighths = -(-columns // 8)  # of a row: eight codes fill `bits` bytes
+    unsigned = codes.to(torch.int16) - bounds(bits)[0]
+    eights = functional.pad(unsigned, (0, -columns % 8)).reshape(rows, eighths, 8)
+    words = torch.zeros(rows, eighths, dtype=torch.int64, device=codes.device)
     for k in range(8):
-        words |= eights[..., k] << (bits * k)
-    packed = words.view(torch.uint8).view(rows, -1, 8)[..., :bits].reshape(rows, -1)
+        words |= eights[..., k].long() << (bits * k)
+    packed = words.view(torch.uint8).view(rows, eighths, 8)[..., :bits].reshape(rows, eighths * bits)
     return packed[:, : -(-columns * bits // 8)].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Return the codes that `pack` packed, int8 `[rows, columns]`."""
-    rows = len(packed)
-    eights = functional.pad(packed, (0, -packed.shape[1] % bits)).view(rows, -1, bits)
+    rows, eighths = len(packed), -(-columns // 8)
+    eights = functional.pad(packed, (0, eighths * bits - packed.shape[1])).view(rows, eighths, bits)
     words = functional.pad(eights, (0, 8 - bits)).view(torch.int64)[..., 0]
-    codes = torch.empty(*words.shape, 8, dtype=torch.int8, device=packed.device)
+    codes = torch.empty(rows, eighths, 8, dtype=torch.int8, device=packed.device)
     for k in range(8):
         codes[..., k] = (words >> (bits * k) & (2**bits - 1)) + bounds(bits)[0]
-    return codes.view(rows, -1)[:, :columns].contiguous()
+    return codes.view(rows, eighths * 8)[:, :columns].contiguous()

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from compress import tensors, tree
 from compress.errors import BadModel
 
-
 _KEYS = ("quantization_config", "compression_config")  # where `config.json` tells of codes
 _FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")  # where ModelOpt, AutoGPTQ, AutoAWQ do
-_PARTS = frozenset(
-    "weight_packed weight_scale weight_scale_inv weight_zero_point qweight qzeros scales absmax SCB".split()
-)  # tensors that only codes have beside them
+_PARTS = (
+    "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "qweight", "qzeros", "scales", "absmax",
+    "SCB",
+)  # fmt: skip  # tensors that codes alone have beside them
 
 
 def check_floats(folder: Path, config: Any) -> None:

@@ -14,8 +14,8 @@ groups it has kernels for depends on its version and the GPU, 4 and 8 bits in gr
 linears that it joins into one (query, key and value; gate and up) must be alike.
 
 Precision: scales are stored in float32.  transformers opens linears of one kind as the artifact's very weights; kinds
-that are mixed, or inputs that become integers, in float32 too, while in bfloat16 scales are rounded to it, as vLLM does.
-3 bits lie densely, 32 codes in 3 words; libraries before 0.20 expect another shape and refuse it.
+that are mixed, or inputs that become integers, in float32 too, but in bfloat16 with scales rounded to it, as vLLM does.
+3 bits lie densely, 32 codes in 3 words; older libraries, of 10 codes to a word, expect another shape and refuse it.
 Not there: zeros of masks cost as much as any code, since the library has no sparse form any more; real offsets, groups
 that do not divide the inputs, zeros of more than one kind of codes, GPT-2's transposed linears and blocks of unlike
 shapes are refused.  The folder is an end: `compress` goes on from the artifact.
@@ -24,6 +24,7 @@ Needs no target.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +95,7 @@ class Safetensors(Exporter):
             files.write_atomic(folder / "README.md", _README)
         return Export(files=tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())))
 
-    def _pack_(self, artifact: Artifact, facts: dict[str, GridFact], folder: Path) -> None:
+    def _pack_(self, artifact: Artifact, facts: Mapping[str, GridFact], folder: Path) -> None:
         """Turn the folder of an artifact into one of packed codes, which is no artifact any more."""
         _packed.pack_(folder, artifact.grids)
         for name in (GRIDS, MASKS):
@@ -106,7 +107,7 @@ class Safetensors(Exporter):
         files.write_json(folder / CARD, card | {"masks": {}, "files": files.digests(folder, frozenset({CARD}))})
 
 
-def _tell(artifact: Artifact, facts: dict[str, GridFact], report: Report) -> None:
+def _tell(artifact: Artifact, facts: Mapping[str, GridFact], report: Report) -> None:
     report.note(f"{len(facts)} linears as packed codes: opens with compressed-tensors {_scheme.VERSION} or later")
     if artifact.masks:
         report.note("zeros under the masks are packed like any code: compressed-tensors has no sparse form for codes")
