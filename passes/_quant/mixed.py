@@ -22,12 +22,13 @@ from compress.contracts import Candidate, Estimate
 from compress.errors import BrokenPromise
 from compress.facts import Facts, GridFact
 from passes import _sensitivity
-from passes._quant import knapsack
 from passes._quant.plan import allowed, planned, possible
 from passes._quant.rounding import Steps, grid
 from passes._quant.settings import QuantSettings
 from passes._quant.telling import size
 from passes._sensitivity import Change
+from solvers import Budget, Option, Problem, Slot
+from solvers.mip import Mip
 
 StepsOf = Callable[[Tensor, GridFact], Steps]
 
@@ -74,18 +75,37 @@ def resolved(artifact: Artifact, settings: QuantSettings, context: Context, step
     budget = allowed(settings.average_bits, sum(sizes.values())) - fixed
     scores = _scores(artifact, units, settings, context, steps_of)
     weights = {key: sum(sizes[n] for n in unit.names) for key, unit in units.items()}
-    picks = knapsack.choose(
-        [[scores[key][b] for b in unit.bits] for key, unit in units.items()],
-        [[b * weights[key] for b in unit.bits] for key, unit in units.items()],
-        budget,
-    )
-    for (key, unit), pick in zip(units.items(), picks, strict=True):
-        bits = unit.bits[pick]
-        found |= {n: unit.facts[n][bits] for n in unit.names}
+    picks = cheapest(scores, weights, budget) if units else {}
+    for key, bits in picks.items():
+        found |= {n: units[key].facts[n][bits] for n in units[key].names}
         context.report.record("bits", [key, bits, scores[key][bits]])
-    total = sum(scores[key][unit.bits[pick]] for (key, unit), pick in zip(units.items(), picks, strict=True))
-    _tell(artifact, found, sizes, total, context)
+    _tell(artifact, found, sizes, sum(scores[key][bits] for key, bits in picks.items()), context)
     return found
+
+
+def cheapest(scores: Mapping[str, Mapping[int, float]], weights: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Return the bits of each unit of least score in sum, such that `sum bits * weights <= budget`: proven, verified.
+
+    Args:
+        scores: by unit and bits.
+        weights: of each unit, how many.
+        budget: in bits, no less than the fewest of all come to.
+
+    Raises:
+        BrokenPromise: the solver proved no choice to be the best.
+    """
+    slots = tuple(
+        Slot(
+            name=key,
+            options=tuple(Option(name=str(b), score=s, costs={"bytes": b * weights[key]}) for b, s in row.items()),
+        )
+        for key, row in scores.items()
+    )
+    bits = Budget(cost="bytes", limit=budget, name="bits")  # eighths of a byte, which are whole numbers
+    found = Mip().solve(Problem(slots=slots, base={"bytes": 0}, budgets=(bits,)))
+    if not found.proven:
+        raise BrokenPromise(f"{found.solver}: its choice of bits is not proven the best, with a gap of {found.gap:g}")
+    return {key: int(name) for key, name in found.picks.items()}
 
 
 def candidates(artifact: Artifact, settings: QuantSettings, context: Context, steps_of: StepsOf) -> list[Candidate]:
