@@ -72,6 +72,8 @@ def _variants(use: str) -> Iterator[dict[str, Any]]:
         yield small | {"pattern": "2:4"}
     if "layers" in fields:
         yield small | {"layers": 0}
+    if "average_bits" in fields:
+        yield small | {"average_bits": 3}
     for name, field in fields.items():
         inner = typing.get_args(field.annotation)
         if typing.get_origin(field.annotation) is Literal:
