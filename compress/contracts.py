@@ -6,7 +6,7 @@ A plug-in is one file that holds one subclass of `Pass` or `Exporter`; its modul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -128,10 +128,27 @@ class Pass(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What an exporter wrote: the files, and the facts that `engine.json` carries."""
+    """What an exporter wrote.
+
+    Attributes:
+        files: their names.
+        facts: what `engine.json` carries of them.
+        variants: faster ways to write the same engine, which lose some precision; what was written is exact.
+        tolerance: what a variant may lose to be used, as `compress.engines.choice` measures it; None = anything.
+    """
 
     files: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Another way to write an engine: its name, and what writes it into an existing, empty folder."""
+
+    name: str
+    write: Callable[[Path], Export]
 
 
 class Exporter(ABC):
@@ -139,10 +156,15 @@ class Exporter(ABC):
 
     Settings: ClassVar[type[Settings]] = Settings
     runtimes: ClassVar[tuple[str, ...]] = ()  # of `Target.runtime`, those that open what this writes
+    uses: ClassVar[frozenset[DataUse]] = frozenset()
     streams: ClassVar[bool] = False  # whether it works on weights left on disk
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    def data_uses(self, facts: Facts) -> frozenset[DataUse]:
+        """Return which data it reads to export such a model; a subset of `uses`."""
+        return self.uses
 
     def available(self) -> str | None:
         """Return why this exporter cannot work here, or None."""

@@ -8,24 +8,20 @@ to do, outside every digest).
 from __future__ import annotations
 
 import copy
-import dataclasses
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compress import files, registry, tree
+from compress import files, registry
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Engine, Export, Exporter, Target
-from compress.engines import parity
-from compress.errors import BadModel, CompressError, Tampered, Unavailable
+from compress.contracts import Engine, Exporter, Target
+from compress.engines import choice, parity
+from compress.engines.manifest import MANIFEST, MEASURED, read_manifest, seal
+from compress.errors import BadModel, Unavailable
 
-MANIFEST = "engine.json"
-MEASURED = "measured.json"
+__all__ = ["MANIFEST", "MEASURED", "TOKENIZER", "Engines", "read_manifest"]
+
 TOKENIZER = "tokenizer.json"
-_FORMAT = 1
-_LIBRARIES = ("torch", "transformers")
 
 
 class Engines:
@@ -36,12 +32,14 @@ class Engines:
     ) -> dict[str, Any]:
         """Write an engine into an existing, empty folder, reopen it in its runtime and compare it with the model.
 
+        Where the exporter has faster ways to write it, the best of them is kept after that (`compress.engines.choice`).
+
         Args:
             artifact: what to export; stays as it is.
             exporter: how.
             target: what for.
             folder: where.
-            context: receives the figures of the comparison, as `parity`.
+            context: receives the figures of the comparison, as `parity`, and the times of variants, as `kernels`.
 
         Returns:
             The manifest, which `engine.json` holds.
@@ -55,15 +53,18 @@ class Engines:
             raise Unavailable(missing)
         exported = exporter.export(artifact, folder, context, target)
         _write_tokenizer(artifact, folder)
-        manifest = _manifest(artifact, exporter, target, exported, folder)
-        files.write_json(folder / MANIFEST, manifest)
+        manifest = seal(artifact, exporter, target, exported, folder)
         engine = exporter.open(folder, target)
         try:
             figures = parity.verify(engine, artifact)
         finally:
             engine.close()
         context.report.record("parity", figures)
-        files.write_json(folder / MEASURED, {"parity": figures})
+        measured: dict[str, Any] = {"parity": figures}
+        if exported.variants:
+            manifest, measured["kernels"] = choice.keep_fastest(artifact, exporter, target, exported, folder, context)
+            context.report.record("kernels", measured["kernels"])
+        files.write_json(folder / MEASURED, measured)
         return manifest
 
     def open(self, folder: Path, target: Target | None = None) -> Engine:
@@ -91,65 +92,6 @@ class Engines:
     def is_engine(self, folder: Path) -> bool:
         """Tell whether a folder is an engine folder."""
         return (folder / MANIFEST).is_file()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of `engine.json`.
-
-    Raises:
-        BadModel: there is none.
-        Tampered: it cannot be read.
-    """
-    try:
-        manifest: dict[str, Any] = files.read_json(folder / MANIFEST)
-    except FileNotFoundError:
-        raise BadModel(f"{folder}: no {MANIFEST} in it, so it is no engine folder") from None
-    except ValueError as error:
-        raise Tampered(
-            f"{folder / MANIFEST}: not readable as JSON ({error}); delete the folder to make it anew"
-        ) from None
-    return manifest
-
-
-def _manifest(artifact: Artifact, exporter: Exporter, target: Target, exported: Export, folder: Path) -> dict[str, Any]:
-    facts = dict(exported.facts)
-    known = tree.facts(artifact.model, artifact.task)
-    libraries = sorted({*_LIBRARIES, *facts.pop("libraries", ())})
-    return {
-        "format": _FORMAT,
-        "exporter": _name(exporter),
-        "settings": exporter.settings.model_dump(mode="json"),
-        "task": artifact.task,
-        "family": known.family,
-        "parameters": known.parameters,
-        "vocabulary": known.vocabulary,
-        "positions": known.positions,
-        "begin": artifact.tokenizer.bos_token_id,
-        "stop": _stop_tokens(artifact),
-        **facts,
-        "target": target.model_dump(mode="json"),
-        "versions": {"python": platform.python_version(), **{n: metadata.version(n) for n in libraries}},
-        "lineage": [dataclasses.asdict(s) for s in artifact.lineage],
-        "files": files.digests(folder, without=frozenset({MANIFEST, MEASURED})),
-    }
-
-
-def _name(exporter: Exporter) -> str:
-    for name in registry.names("exporters"):
-        if registry.load("exporters", name, Exporter) is type(exporter):
-            return name
-    raise CompressError(f"{type(exporter).__qualname__}: no file of exporters/ and no entry point leads to it")
-
-
-def _stop_tokens(artifact: Artifact) -> list[int]:
-    """Return the token ids that end a text: those of the generation settings, else the tokenizer's."""
-    if artifact.task != "causal-lm":
-        return []
-    generation: Any = getattr(artifact.model, "generation_config", None)
-    found = getattr(generation, "eos_token_id", None)
-    if found is None:
-        found = artifact.tokenizer.eos_token_id
-    return sorted(set(found)) if isinstance(found, list) else [] if found is None else [found]
 
 
 def _write_tokenizer(artifact: Artifact, folder: Path) -> None:

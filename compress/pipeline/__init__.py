@@ -152,8 +152,8 @@ def _run(pipeline: Pipeline, facts: list[Facts], folder: Path, console: Console)
         last = runner.run_pass(entry, last, before, after)
     exported: list[Done] = []
     for index, (entry, target, name, parent) in enumerate(jobs, start=len(runner.done) + 1):
-        source = dense if parent else last
-        exported.append(runner.export(entry, source, target, name, (index, runner.count)))
+        source, known = (dense, facts[0]) if parent else (last, facts[-1])
+        exported.append(runner.export(entry, source, known, target, name, (index, runner.count)))
     engines = {d.name: d.folder for d in exported if d.folder.parent.name == "engines"}
     content = summary.write(runner, facts, dense, last, exported, engines)
     shutil.rmtree(folder / "partial", ignore_errors=True)

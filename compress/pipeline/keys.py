@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -77,8 +78,8 @@ class Keys:
             }
         )
 
-    def export(self, entry: Entry, before: str, target: Target | None) -> str:
-        """Return the key of an export of the artifact of digest `before`."""
+    def export(self, entry: Entry, before: str, target: Target | None, uses: Collection[Role] = ()) -> str:
+        """Return the key of an export of the artifact of digest `before`, which reads some of the data."""
         exporter = entry.plugin
         assert isinstance(exporter, Exporter)
         return files.digest_of(
@@ -87,6 +88,7 @@ class Keys:
                 "settings": exporter.settings.model_dump(mode="json"),
                 "target": target.model_dump(mode="json") if target else None,
                 "before": before,
+                "data": {role: self.sources[role].digest for role in sorted(uses)},
                 "code": [code_digest(type(exporter).__module__), code_digest("compress.engines")],
                 **self.surroundings(*(_RUNTIMES if exporter.runtimes else ())),
             }

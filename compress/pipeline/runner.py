@@ -177,11 +177,14 @@ class Runner:
 
     # -- what leaves the house ----------------------------------------------------------------------------------
 
-    def export(self, entry: Entry, source: Done, target: Target | None, name: str, position: Sequence[int]) -> Done:
+    def export(
+        self, entry: Entry, source: Done, facts: Facts, target: Target | None, name: str, position: Sequence[int]
+    ) -> Done:
         """Export an artifact for a target; an engine is reopened and compared before its folder gets its name."""
         exporter = entry.plugin
         assert isinstance(exporter, Exporter)
-        key = self.keys.export(entry, artifacts.digest(source.folder), target)
+        uses = exporter.data_uses(facts)
+        key = self.keys.export(entry, artifacts.digest(source.folder), target, uses)
         folder = self.folder / ("engines" if exporter.runtimes else "exports") / name
         cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
         self.console.begin(position[0], position[1], f"{entry.name} -> {folder.relative_to(self.folder)}", cached)
@@ -189,7 +192,7 @@ class Runner:
             self.engines.check(folder) if exporter.runtimes else artifacts.check(folder)
         else:
             started = time.monotonic()
-            context = self.context(f"{name}-{key[:12]}", {})
+            context = self.context(f"{name}-{key[:12]}", {r: self.keys.sources[r] for r in uses})
             given = self.open(source.folder)
             with files.atomic_folder(folder) as new:
                 if target is not None and exporter.runtimes:

@@ -36,14 +36,15 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
             labels=model.labels,
         ),
     )
-    _judge_data(pipeline, start, faults)
     if start is None:
+        _judge_data(pipeline, [], faults)
         return []
     if pipeline.compute.weights == "disk":
         start = start.after(stored=True)
         _judge_streams(pipeline, faults)
     _judge_targets(pipeline, start, faults)
     facts = _fold(pipeline.passes, start, faults)
+    _judge_data(pipeline, facts, faults)
     if len(facts) > len(pipeline.passes):
         _judge_exports(pipeline, facts[-1], faults)
     return facts
@@ -138,14 +139,17 @@ def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
             faults.add(("target", index, key), f"{what}; lower one of them")
 
 
-def _judge_data(pipeline: Pipeline, facts: Facts | None, faults: Faults) -> None:
+def _judge_data(pipeline: Pipeline, facts: list[Facts], faults: Faults) -> None:
     used = {role for e in pipeline.passes if isinstance(e.plugin, Pass) for role in e.plugin.data_uses()}
+    if facts:
+        plugins = (e.plugin for e in pipeline.exports)
+        used |= {role for p in plugins if isinstance(p, Exporter) for role in p.data_uses(facts[-1])}
     for role in ROLES:
         settings, path = pipeline.data.get(role), ("data", role)
         if settings is None:
             continue  # faulty, and told so
         faults.attempt((*path, "source"), None, partial(locate, settings, role))
-        positions = facts.positions if facts else None
+        positions = facts[0].positions if facts else None
         if role in used | {"evaluation"} and positions is not None and settings.length > positions:
             faults.add((*path, "length"), f"the model takes at most {positions} tokens{got(settings.length)}; lower it")
 

@@ -96,7 +96,7 @@ class _Product:
     def constant(self, part: str, values: np.ndarray) -> ir.Value:
         """Add a constant of any type."""
         tensor = ir.tensor(np.ascontiguousarray(values), name=f"{self.name}.{part}")
-        value = ir.val(tensor.name, const_value=tensor, dtype=tensor.dtype, shape=tensor.shape)
+        value = ir.val(tensor.name, const_value=tensor, dtype=tensor.dtype, shape=tensor.shape.numpy())
         self.constants.append(value)
         return value
 

@@ -15,14 +15,16 @@ Cost: seconds per block, and once more the size of the weights in memory.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from compress.contracts import Engine, Export, Exporter, Settings, Target
+from compress.contracts import DataUse, Engine, Export, Exporter, Settings, Target, Variant
 from compress.errors import BadSettings
 from compress.facts import Facts
 
@@ -45,6 +47,17 @@ class OnnxSettings(Settings):
         description="how codes are written: 'nbits' for the packed operator of onnxruntime, 'qdq' for DequantizeLinear "
         "of INT4 and INT8, which other runtimes read too",
     )
+    kernels: Literal["auto", "exact", "fast"] = Field(
+        "auto",
+        description="what multiplies by codes: 'exact' kernels, the 'fast'est, or 'auto', the fastest whose loss, "
+        "measured on the calibration data, stays within the tolerance",
+    )
+    tolerance: float = Field(
+        0.005,
+        ge=0,
+        description="what kernels may lose where kernels = 'auto', over exact ones: nats a token (0.005 is half a "
+        "percent of perplexity), nats a text of a classifier, else the share of the outputs' energy",
+    )
 
 
 class Onnx(Exporter):
@@ -53,6 +66,15 @@ class Onnx(Exporter):
     Settings = OnnxSettings
     settings: OnnxSettings
     runtimes = ("onnxruntime",)
+    uses = frozenset({"calibration"})
+
+    def data_uses(self, facts: Facts) -> frozenset[DataUse]:
+        """Return `calibration` for models with codes, to measure on what faster kernels lose."""
+        return self.uses if facts.grids and self._faster else frozenset()
+
+    @property
+    def _faster(self) -> bool:
+        return self.settings.kernels != "exact"
 
     def available(self) -> str | None:
         """Return why onnxruntime cannot be used here, or None."""
@@ -95,20 +117,13 @@ class Onnx(Exporter):
         from exporters import _graph
         from exporters.onnx import _kernels
 
-        precision = target.precision if target else "fp32"
+        precision, device = (target.precision, target.device) if target else ("fp32", "cpu")
         known = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
         opset = _kernels.opset(known, self.settings.form, self.settings.opset)
         if artifact.task == "causal-lm":
             graph = _graph.decoder(artifact.model, precision, opset)
         else:
             graph = _graph.encoder(artifact.model, artifact.task, precision, opset)
-        about: dict[str, Any] = {}
-        if known.grids:
-            way = _kernels.way("exact", known, self.settings.form)
-            graph, sizes = _graph.with_codes(graph, artifact.grids, way.kernels)
-            about = {"session": way.session, "codes": _kernels.described(way, known, sizes, self.settings.form)}
-        written = _graph.write(graph, folder / GRAPH)
-        shutil.copyfile(SCRIPT, folder / "run.py")
         facts = {
             "graph": GRAPH,
             "precision": precision,
@@ -117,9 +132,25 @@ class Onnx(Exporter):
             "outputs": graph.outputs(),
             "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
             "libraries": ["onnx", "onnxscript", *_installed()],
-            **about,
         }
-        return Export(files=(*written, "run.py"), facts=facts)
+
+        def write(way: _kernels.Way | None, folder: Path) -> Export:
+            written, about = graph, dict[str, Any]()
+            if way:
+                written, sizes = _graph.with_codes(graph, artifact.grids, way.kernels)
+                about = {"session": way.session, "codes": _kernels.described(way, known, sizes)}
+            names = _graph.write(written, folder / GRAPH)
+            shutil.copyfile(SCRIPT, folder / "run.py")
+            return Export(files=(*names, "run.py"), facts={**facts, **about})
+
+        if not known.grids:
+            return write(None, folder)
+        exact, *faster = _kernels.ways(known, self.settings.form, precision, device)
+        return dataclasses.replace(
+            write(exact, folder),
+            variants=tuple(Variant(name=w.name, write=partial(write, w)) for w in faster if self._faster),
+            tolerance=self.settings.tolerance if self.settings.kernels == "auto" else None,
+        )
 
     def open(self, folder: Path, target: Target) -> Engine:
         """Load the graph for the target.

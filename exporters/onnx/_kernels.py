@@ -32,8 +32,21 @@ class Way:
     session: Mapping[str, str]
 
 
-def way(name: Speed, facts: Facts, form: Form) -> Way:
-    """Return the kernels of a model's linears with codes."""
+def ways(facts: Facts, form: Form, precision: str, device: str) -> list[Way]:
+    """Return the choices there are for a model with codes: the exact one, then others that differ from it.
+
+    Only the CPU's kernels have levels, and integers are rounded from float32 alone.
+    """
+    names: list[Speed] = ["exact"]
+    if device == "cpu":
+        names.append("level 4")
+        if precision == "fp32" and any(g.activation == "dynamic" for g in facts.grids.values()):
+            names.append("integer")
+    made = [_way(name, facts, form) for name in names]
+    return [w for i, w in enumerate(made) if (w.kernels, w.session) not in [(m.kernels, m.session) for m in made[:i]]]
+
+
+def _way(name: Speed, facts: Facts, form: Form) -> Way:
     kernels = {n: _kernel(name, fact, facts.shapes[n][1], form) for n, fact in facts.grids.items()}
     floats = [n for n, k in kernels.items() if k.operator == "DequantizeLinear"]
     if not floats:
@@ -81,7 +94,7 @@ def opset(facts: Facts, form: Form, asked: int | None) -> int:
     return asked or 20
 
 
-def described(made: Way, facts: Facts, sizes: Mapping[str, Bytes], form: Form) -> dict[str, Any]:
+def described(made: Way, facts: Facts, sizes: Mapping[str, Bytes]) -> dict[str, Any]:
     """Return what the manifest says of codes: of every linear what is integer, how it is multiplied, its bytes."""
     layers = {}
     for name, fact in facts.grids.items():
@@ -97,7 +110,7 @@ def described(made: Way, facts: Facts, sizes: Mapping[str, Bytes], form: Form) -
             "bytes": sizes[name].after,
             "bytes_before": sizes[name].before,
         }
-    return {"form": form, "kernels": made.name, "simulated": _simulated(layers, made), "layers": layers}
+    return {"kernels": made.name, "simulated": _simulated(layers, made), "layers": layers}
 
 
 def _told(kernel: Kernel, session: Mapping[str, str]) -> str:
