@@ -17,12 +17,14 @@ from benchmarks.peers import _case
 from compress import registry, tree
 from compress.artifact import Artifact
 
+# As published, on the grid of all others: no refinement, the weight itself as the target, spans as scales.
+PLAIN = {"sequential": "block", "reference": "quantized", "steps": "span", "refine": "none"}
 # Name in the tables -> passes one after the other, with settings where these are not the defaults.
 METHODS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "rtn": (("rtn", {}),),
     "rtn, search": (("rtn", {"steps": "search"}),),
     "gptq": (("gptq", {}),),
-    "gptq, plain": (("gptq", {"sequential": "block", "reference": "sparse"}),),
+    "gptq, plain": (("gptq", PLAIN),),
     "awq": (("awq", {}),),
 }
 

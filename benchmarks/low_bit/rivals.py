@@ -10,7 +10,6 @@ W `[out, in]` is frozen, A `[rank, in]` (or `[rank, groups]`) and B `[out, rank]
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -24,6 +23,7 @@ from compress.grid import groups, spread
 from passes import _adapter, _quant
 from passes._train import Group, TrainSettings, frozen, loss_on, train_
 
+NAMES = ("lora", "qa-lora", "qat-lora")
 SCALE = 2.0  # of B A, as in our passes
 
 
@@ -80,12 +80,15 @@ def fact_of(asked: Asked) -> GridFact:
 
 def expression(name: str, asked: Asked, rank: int) -> Callable[[Tensor, int], Lora]:
     """Return what makes the expression of a weight and a seed."""
-    made = {
-        "lora": lambda weight, seed: Lora(weight, weight.shape[1], rank, seed),
-        "qa-lora": partial(_group_lora, rank=rank, group_size=asked.group_size),
-        "qat-lora": lambda weight, seed: RoundedLora(weight, rank, seed, fact_of(asked)),
-    }
-    return made[name]
+
+    def make(weight: Tensor, seed: int) -> Lora:
+        if name == "qa-lora":
+            return GroupLora(weight, rank, seed, asked.group_size)
+        if name == "qat-lora":
+            return RoundedLora(weight, rank, seed, fact_of(asked))
+        return Lora(weight, weight.shape[1], rank, seed)
+
+    return make
 
 
 def train(
@@ -103,7 +106,3 @@ def train(
         for linear in linears.values():
             parametrize.remove_parametrizations(linear, "weight")
     return artifact.after(masks={}, grids={})
-
-
-def _group_lora(weight: Tensor, seed: int, *, rank: int, group_size: int) -> Lora:
-    return GroupLora(weight, rank, seed, group_size)

@@ -37,9 +37,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "l4q": ("l4q",),
     "gptq, l4q": ("gptq", "l4q"),
 }
-PASSES, RIVALS = ("gptq", "l4q"), ("lora", "qa-lora", "qat-lora")
-GRIDS, QUICK = ("W4 g64", "W3 g64", "W2 g64"), ("W3 g64",)
-RATES, QUICK_RATES = (1e-3, 3e-3, 1e-2), (3e-3,)
+PASSES = ("gptq", "l4q")
+GRIDS, QUICK = ("W3 g64", "W4 g64", "W2 g64"), ("W3 g64",)
+RATES, QUICK_RATES = (3e-3, 1e-2, 3e-2), (1e-2,)
 SEEDS = (0, 1, 2)
 STEPS, QUICK_STEPS, BATCH, RANK = 128, 24, 8, 8
 
@@ -128,7 +128,7 @@ def made(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Artifact:
     for use in METHODS[cell.method]:
         with tempfile.TemporaryDirectory() as folder:
             context = context_of(Path(folder), seed=cell.seed, parent=lambda: opened(case), **ids)
-            if use in RIVALS:
+            if use in rivals.NAMES:
                 make = rivals.expression(use, Grid.of(cell.grid or GRIDS[0]), RANK)
                 artifact = rivals.train(artifact, make, TrainSettings(**given), context)
             else:

@@ -82,7 +82,9 @@ def problem(shape: Shape, seed: int, budgets: int) -> Problem:
             own = sensitivity[layer] * (np.array([a.damage, f.damage]) * rng.lognormal(0.0, 0.25, 2))
             both = own.sum() + 0.3 * float(np.sqrt(own.prod())) * rng.normal(0.3, 0.3)
             for p in shape.precisions:
-                coarse = {"fp16": 0.0, "int8": 0.002, "int4": 0.03}[p] * sensitivity[layer].mean() * rng.lognormal(0, 0.4)
+                coarse = (
+                    {"fp16": 0.0, "int8": 0.002, "int4": 0.03}[p] * sensitivity[layer].mean() * rng.lognormal(0, 0.4)
+                )
                 size = (a.parameters + f.parameters) / (pairs[0][0].parameters + pairs[0][1].parameters)
                 score = max(0.0, both) + coarse * size
                 options.append(Option(name=f"{a.name}/{f.name}/{p}", score=score, costs=costs[a.name, f.name, p]))
