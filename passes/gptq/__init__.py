@@ -93,7 +93,16 @@ class Gptq(Quantizer):
         cycles = 0 if given.refine == "none" else given.refine_cycles
         work = sum(i * i * (i + (2 + 2 * cycles) * o) for o, i in shapes)
         kept = _quant.kept(facts, planned)
-        return _layerwise.cost(facts, planned, given, gram=True, work=work, kept=kept)
+        cost = _layerwise.cost(facts, planned, given, gram=True, work=work, kept=kept)
+        return _quant.with_choice(cost, facts, given)
+
+    def steps(self, weight: Tensor, fact: GridFact, importance: Tensor | None = None) -> Steps:
+        """Return the steps of a weight's grid, found with the importance of its inputs' errors where there is one."""
+        return _quant.span(weight, fact) if self.settings.steps == "span" else _quant.search(weight, fact, importance)
+
+    def steps(self, weight: Tensor, fact: GridFact) -> Steps:
+        """Return the steps of a weight's grid where nothing is known of what it reads."""
+        return (_quant.search if self.settings.steps == "search" else _quant.span)(weight, fact)
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Quantize block by block; what was found of finished blocks is kept for whoever resumes."""
@@ -139,7 +148,7 @@ class Gptq(Quantizer):
         weight, given = layer.linear.weight.detach().float(), self.settings
         target = weight if curvature is None else curvature.target(weight)
         importance = layer.inputs.square if curvature is None else curvature.hessian
-        steps = self._steps(target if mask is None else target.masked_fill(~mask, 0), fact, importance)
+        steps = self.steps(target if mask is None else target.masked_fill(~mask, 0), fact, importance)
         found = [("rounding to nearest", _quant.grid(weight, steps, fact))]
         if curvature is None:
             return found
@@ -153,9 +162,6 @@ class Gptq(Quantizer):
             )  # fmt: skip
             found.append(("refinement", ladder.grid(levels)))
         return found
-
-    def _steps(self, weight: Tensor, fact: GridFact, importance: Tensor) -> Steps:
-        return _quant.span(weight, fact) if self.settings.steps == "span" else _quant.search(weight, fact, importance)
 
     def _curvature(self, inputs: Inputs, names: Sequence[str], journal: Journal) -> Curvature | None:
         assert inputs.gram is not None
