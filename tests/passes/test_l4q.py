@@ -571,6 +571,23 @@ def test_estimate_counts_what_is_trained(bench: Callable[..., Bench]) -> None:
     assert taught.seconds > alone.seconds
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_warm_start_brings_blocks_nearer_to_the_parents(kind: str, bench: Callable[..., Bench]) -> None:
+    b = bench(kind)
+    given = {"bits": 2, "lr": 1e-9, "lr_steps": 1e-9, "loss": "kl", "steps": 1}
+    b.run(**given)
+    cold = b.report.measured["loss"][0][1]
+    b.run(**given | {"warm_steps": 20, "lr": 1e-3, "lr_steps": 5e-3})
+    records = b.report.measured["reconstruction"]
+    assert [window for window, *_ in records] == list(tree.blocks(b.before.model))
+    assert all(after < before for _, before, after, _ in records)
+    assert b.report.measured["loss"][1][1] < cold
+    with pytest.raises(BadSettings, match="no counterpart"):
+        l4q(warm_steps=1).plan(_pruned.facts_of(b.before).after(dropped=1))
+    assert l4q(warm_steps=1).data_uses() == {"calibration", "training"}
+    assert l4q().data_uses() == {"training"}
+
+
 class Killed(RuntimeError):
     """What stands for a kill."""
 
@@ -595,9 +612,9 @@ class KillingReport(QuietReport):
         yield self
 
 
-@pytest.mark.parametrize("after", [0, 3, 8])
+@pytest.mark.parametrize("after", [3, 8, 12])
 def test_killed_and_resumed_gives_the_same_bytes(after: int, bench: Callable[..., Bench], tmp_path: Path) -> None:
-    given = {"steps": 10, "checkpoint_every": 2, "loss": "kl", "bits": 3}
+    given = {"steps": 8, "warm_steps": 3, "checkpoint_every": 2, "loss": "kl", "bits": 3}
     whole, killed = bench(folder="whole"), bench(folder="killed")
     wanted = whole.run(**given)
     quiet, killed.context = killed.context, replace(killed.context, report=KillingReport(after))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.errors import Diverged, Tampered
-from passes._train import Group, Trained, TrainSettings, draw, frozen, lr_factor, recomputed, train_
+from passes._train import Group, Trained, TrainSettings, divergence, draw, frozen, lr_factor, recomputed, train_
 
 LINE = torch.linspace(-1, 1, 8)
 
@@ -330,3 +330,29 @@ def test_frozen_gives_back_every_precision(tiny: Callable[..., Artifact]) -> Non
         assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+# -- the distance to a parent ------------------------------------------------------------------------------------------
+
+
+def test_divergence_is_the_sum_over_counted_tokens_written_out() -> None:
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(2, 5, 7, generator=random, dtype=torch.float64).float() for _ in range(2))
+    counted = torch.rand(2, 5, generator=random) < 0.5
+    p, q = (t.double().softmax(-1)[counted] for t in (theirs, ours))
+    wanted = (p * (p.log() - q.log())).sum(-1).mean()
+    torch.testing.assert_close(divergence(ours, theirs, "causal-lm", counted).double(), wanted, rtol=1e-5, atol=0)
+    assert divergence(ours, ours, "causal-lm", counted).abs() < 1e-6
+    ours[~counted] = torch.nan
+    assert divergence(ours, theirs, "causal-lm", counted).isfinite()
+
+
+def test_divergence_of_classes_values_and_embeddings() -> None:
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(3, 4, generator=random) for _ in range(2))
+    p, q = theirs.softmax(-1), ours.softmax(-1)
+    torch.testing.assert_close(divergence(ours, theirs, "classification"), (p * (p / q).log()).sum(-1).mean())
+    torch.testing.assert_close(divergence(ours, theirs, "regression"), (ours - theirs).square().mean())
+    hidden, real = torch.stack([ours, theirs]).view(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
+    wrong = divergence(2 * hidden, hidden, "embedding", real)
+    torch.testing.assert_close(wrong, torch.tensor(1.0))
