@@ -42,9 +42,7 @@ def check(before: Artifact, after: Artifact, planned: Mapping[str, GridFact], ch
 
 
 def _same(old: Grid, new: Grid) -> bool:
-    parts = ((getattr(g, p) for p in ("codes", "scale", "zero", "offset")) for g in (old, new))
-    same = (a is b if a is None or b is None else _masks.same_bits(a, b) for a, b in zip(*parts, strict=True))
-    return old.fact == new.fact and all(same)
+    return old.fact == new.fact and all(_masks.same_bits(t, new.tensors[n]) for n, t in old.tensors.items())
 
 
 def _check_rest(before: Artifact, after: Artifact, changes: Collection[str]) -> None:

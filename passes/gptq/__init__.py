@@ -100,10 +100,6 @@ class Gptq(Quantizer):
         """Return the steps of a weight's grid, found with the importance of its inputs' errors where there is one."""
         return _quant.span(weight, fact) if self.settings.steps == "span" else _quant.search(weight, fact, importance)
 
-    def steps(self, weight: Tensor, fact: GridFact) -> Steps:
-        """Return the steps of a weight's grid where nothing is known of what it reads."""
-        return (_quant.search if self.settings.steps == "search" else _quant.span)(weight, fact)
-
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Quantize block by block; what was found of finished blocks is kept for whoever resumes."""
         planned = self.resolved(artifact, context)
