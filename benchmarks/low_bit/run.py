@@ -3,7 +3,7 @@
     python -m benchmarks.low_bit.run --quick                      # under 10 minutes on 2 cores, without peers
     benchmarks/peers/make.sh ENVIRONMENTS llmcompressor modelopt gptqmodel autoround      # once, 7 GB
     python -m benchmarks.low_bit.run --peers ENVIRONMENTS         # all; kill it and run it again, it goes on
-    python -m benchmarks.low_bit.run --only oneshot               # a part: oneshot, trained, chain, cost
+    python -m benchmarks.low_bit.run --only oneshot               # a part: oneshot, trained, chain, cost, engines
     python -m benchmarks.low_bit.run --case demo                  # the demo model instead of the byte-level fixture
     python -m benchmarks.low_bit.run --case NAME --model FOLDER --text train.jsonl --evaluation valid.jsonl
     python -m benchmarks.low_bit.run --report                     # only the tables, from what is finished
@@ -22,11 +22,11 @@ import torch
 
 from benchmarks import _cases, _score
 from benchmarks._ledger import Results, publish
-from benchmarks.low_bit import chain, cost, oneshot, report, trained
+from benchmarks.low_bit import chain, cost, engines, oneshot, report, trained
 from compress.errors import UserFault
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("oneshot", "trained", "chain", "cost")
+PARTS = ("oneshot", "trained", "chain", "cost", "engines")
 
 
 def work(given: Any, path: Path) -> None:
@@ -45,6 +45,8 @@ def work(given: Any, path: Path) -> None:
         chain.run(results, case, given.peers, quick=given.quick)
     if "cost" in given.only:
         cost.run(results, case, quick=given.quick)
+    if "engines" in given.only:
+        engines.run(results, case, quick=given.quick)
 
 
 def arguments() -> Any:
