@@ -30,6 +30,7 @@ from tests.conftest import CAUSAL, ENCODERS, branched, quantized, uneven
 
 Tiny = Callable[..., Artifact]
 W4 = GridFact(bits=4, group_size=16)
+W8 = GridFact(bits=8, group_size=None)
 W8A8 = GridFact(bits=8, group_size=None, activation="dynamic")
 IDS = torch.arange(2, 20).view(2, 9)
 
@@ -97,9 +98,12 @@ def test_codes_are_the_artifacts_and_open(
     assert torch.equal(logits(opened(tmp_path / "a")), logits(artifact.model))
 
 
+@pytest.mark.parametrize("alike", [True, False])  # transformers looks at targets only where linears are not alike
 @pytest.mark.parametrize("kind", [k for k in (*CAUSAL, *ENCODERS) if k != "gpt2"])
-def test_every_family_opens(tiny: Tiny, kind: str, tmp_path: Path) -> None:
-    artifact = quantized(tiny(kind), W4)
+def test_every_family_opens(tiny: Tiny, kind: str, alike: bool, tmp_path: Path) -> None:
+    artifact = tiny(kind)
+    names = tree.block_linears(artifact.model)
+    artifact = quantized(artifact, {n: W4 if alike or i % 3 else W8 for i, n in enumerate(names)})
     exported(artifact, tmp_path / "a")
     encoder = kind in ENCODERS
     model = opened(tmp_path / "a", tf.AutoModelForSequenceClassification if encoder else tf.AutoModelForCausalLM)
@@ -109,6 +113,19 @@ def test_every_family_opens(tiny: Tiny, kind: str, tmp_path: Path) -> None:
         theirs = bare(IDS).last_hidden_state
         ours = tree.backbone(artifact.model)(IDS).last_hidden_state
     assert torch.equal(theirs, ours)
+
+
+def test_a_bare_encoder_opens_under_a_head(tiny: Tiny, tmp_path: Path) -> None:
+    artifact = tiny("bert", task="embedding")
+    names = tree.block_linears(artifact.model)
+    artifact = quantized(artifact, {n: W4 if i % 3 else W8 for i, n in enumerate(names)})
+    exported(artifact, tmp_path / "a")
+    with torch.no_grad():
+        ours = artifact.model(IDS).last_hidden_state
+        assert torch.equal(opened(tmp_path / "a", tf.AutoModel)(IDS).last_hidden_state, ours)
+        headed: Any = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
+        headed(IDS)  # the codes become floats when the whole model is called
+        assert torch.equal(headed.bert(IDS).last_hidden_state, ours)
 
 
 def test_bits_of_every_linear(tiny: Tiny, tmp_path: Path) -> None:
