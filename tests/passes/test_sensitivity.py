@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import compress
 from compress import grids, registry, settings, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
@@ -342,17 +343,26 @@ def test_the_mean_that_is_told_can_be_reached(tiny: Callable[..., Artifact]) -> 
         rtn(average_bits=told - 2e-4, layers={"v_proj": 8}).plan(facts)
 
 
-def test_a_pipeline_is_checked(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_a_pipeline_is_checked_and_runs(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     tiny("llama").save(tmp_path / "model")
-    text = f"[model]\nsource = '{tmp_path / 'model'}'\n[[pass]]\nuse = 'rtn'\ngroup_size = 8\n{{}}\n"
-    text += "[data.calibration]\nlength = 64\n[data.evaluation]\nlength = 64\n[[export]]\nuse = 'safetensors'\n"
+    (tmp_path / "text.txt").write_text("a model is quantized, and not all of it alike. " * 200)
+    text = f"[model]\nsource = '{tmp_path / 'model'}'\n"
+    for role in ("calibration", "evaluation"):
+        text += f"[data.{role}]\nsource = '{tmp_path / 'text.txt'}'\nlength = 16\nwindows = 4\n"
+    text += "[[pass]]\nuse = 'rtn'\ngroup_size = 8\n{}\n[[export]]\nuse = 'safetensors'\nformat = 'float'\n"
     path = tmp_path / "pipeline.toml"
-    path.write_text(text.format("average_bits = 2.5\nchoices = [2, 4]\nchoose = 'block'"))
-    assert all({p.bits for p in f.possible} == {2, 4} for f in settings.check(path)[-1].grids.values())
     path.write_text(text.format("average_bits = 2.5\nchoices = [3, 4]"))
     with pytest.raises(UserFault, match=r"average_bits \(rtn\): no choice of bits has so low a mean, got 2.5; 3 can"):
         settings.check(path)
+    path.write_text(text.format("average_bits = 2.5\nchoices = [2, 4]"))
+    facts = settings.check(path)[-1]
+    assert all({p.bits for p in f.possible} == {2, 4} for f in facts.grids.values())
+    done = compress.run(path, folder=tmp_path / "run", quiet=True)
+    assert facts.admits(grids.facts(done.artifact.grids))
+    assert done.artifact.lineage[-1].notes[0].startswith("chose bits with a mean of 2.5")
+    assert len(done.steps[-1].measured["bits"]) == len(facts.grids)
+    assert compress.run(path, folder=tmp_path / "run", quiet=True).steps[-1].cached
 
 
 def test_data_are_read_only_where_bits_are_chosen(tiny: Callable[..., Artifact]) -> None:
