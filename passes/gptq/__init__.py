@@ -19,7 +19,7 @@ Hurts: with few calibration windows the codes fit their text, as the held-out er
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -118,16 +118,18 @@ class Gptq(Quantizer):
         return artifact.after(grids=grids)
 
     def _change_(
-        self, layers: Sequence[Layer], planned: dict[str, GridFact], artifact: Artifact, journal: Journal
+        self, layers: Sequence[Layer], planned: Mapping[str, GridFact], artifact: Artifact, journal: Journal
     ) -> dict[str, Grid]:
         """Quantize linears that read the same."""
         names = [layer.name for layer in layers]
         for layer in layers:
             journal.begin(layer.name)
             _quant.finite(layer.name, layer.linear)
-        made = {}
+        inputs, together, made = layers[0].inputs, ", ".join(names), dict[str, Grid]()
+        if not inputs.square.any():
+            journal.note(names[0], f"{together}: nothing but zeros is read, so that weights are rounded to nearest")
         with torch.no_grad():
-            curvature = self._curvature(layers[0].inputs, names, journal)
+            curvature = self.curvature(inputs, lambda text: journal.note(names[0], f"{together}: {text}"))
             for layer in layers:
                 mask = artifact.masks.get(layer.name)
                 mask = None if mask is None else mask.to(layer.linear.weight.device)
@@ -159,20 +161,16 @@ class Gptq(Quantizer):
             found.append(("refinement", ladder.grid(levels)))
         return found
 
-    def _curvature(self, inputs: Inputs, names: Sequence[str], journal: Journal) -> Curvature | None:
+    def curvature(self, inputs: Inputs, note: Callable[[str], None]) -> Curvature | None:
+        """Return what linears read as a sweep needs it, or None where it cannot be inverted, which is noted."""
         assert inputs.gram is not None
         diagonal = inputs.gram.diagonal()
         order = torch.arange(len(diagonal), device=diagonal.device)
         if self.settings.order == "activation":
             order = diagonal.argsort(descending=True, stable=True)
-        together = ", ".join(names)
-
-        def failed(text: str) -> None:
-            journal.note(names[0], f"{together}: {text}")
-
-        found = _obs.factored(inputs.gram[order][:, order], self.settings.damping, failed)
+        found = _obs.factored(inputs.gram[order][:, order], self.settings.damping, note)
         if found is None:
-            failed("what they read is too dependent to be inverted: rounded to nearest instead")
+            note("what is read is too dependent to be inverted; rounded to nearest instead")
             return None
         back = order.argsort()
         return Curvature(inputs, order, found[0][back][:, back], found[1])
