@@ -119,9 +119,12 @@ def export(
     SOURCE is an artifact or model folder, a hub id or "demo"; FOLDER must not exist yet.
     """
     from compress import folders
+    from compress.context import QuietReport
 
-    settings, target = _table(set_pairs), _table(target_pairs)
-    click.echo(folders.export(source, folder, use=use, target=target, settings=settings, task=task))
+    settings, target, report = _table(set_pairs), _table(target_pairs), QuietReport()
+    click.echo(folders.export(source, folder, use=use, target=target, settings=settings, task=task, report=report))
+    for note in report.notes:
+        click.echo(f"  {note}")
 
 
 def _data(source: str | None, given: dict[str, Any]) -> DataSettings:

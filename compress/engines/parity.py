@@ -20,6 +20,7 @@ from compress.contracts import Engine
 from compress.engines.twin import twin
 from compress.errors import ParityError
 from compress.facts import Task
+from compress.grid import Grid
 
 # Of one sequence: the engine's output and the model's, the engine's keys and values and the model's.
 Pair = tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]
@@ -112,6 +113,8 @@ def verify(engine: Engine, artifact: Artifact) -> dict[str, Any]:
     logits, past = _Worst(), _Worst()
     shapes = _shapes(model, task)
     with twin(model, torch.float32) as reference:
+        if reference is not model:
+            _to_codes_(reference, artifact.grids)
         for shape in shapes:
             tokens = _tokens(model, shape)
             compare = _decoder if task == "causal-lm" else _encoder
@@ -127,6 +130,13 @@ def verify(engine: Engine, artifact: Artifact) -> dict[str, Any]:
     if logits.equal:
         figures["agreement"] = sum(logits.equal) / len(logits.equal)
     return figures
+
+
+def _to_codes_(model: PreTrainedModel, grids: Mapping[str, Grid]) -> None:
+    """Give a copy the weights that codes stand for, which the model itself may hold rounded to fewer bits."""
+    for name in grids:
+        weight = model.get_parameter(f"{name}.weight")
+        weight.data = grids[name].dequantized().to(weight)
 
 
 def _decoder(engine: Engine, reference: PreTrainedModel, task: Task, tokens: np.ndarray, shape: Shape) -> list[Pair]:

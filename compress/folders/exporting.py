@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress import files, grids, registry
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings, Unavailable
 from compress.facts import Task
 from compress.settings.faults import checked
+
+if TYPE_CHECKING:
+    from compress.context import Report
 
 
 def export(
@@ -23,6 +26,7 @@ def export(
     settings: Mapping[str, Any] | None = None,
     task: Task = "causal-lm",
     trust_remote_code: bool = False,
+    report: Report | None = None,
 ) -> Path:
     """Export an artifact, a model folder, a hub id or the demo model; an engine is verified before it gets its name.
 
@@ -34,6 +38,7 @@ def export(
         settings: the exporter's settings.
         task: of a model that is no artifact.
         trust_remote_code: whether Python files beside the weights may run.
+        report: receives notes and figures.
 
     Returns:
         The folder.
@@ -43,7 +48,7 @@ def export(
         ParityError: the engine's outputs differ from the model's.
     """
     from compress import tree
-    from compress.context import Context
+    from compress.context import Context, QuietReport
     from compress.engines import Engines
 
     folder = Path(folder)
@@ -55,7 +60,7 @@ def export(
     facts = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
     exporter.plan(facts, wanted)
     with tempfile.TemporaryDirectory() as scratch, files.atomic_folder(folder) as new:
-        context = Context(folder=Path(scratch))
+        context = Context(folder=Path(scratch), report=report or QuietReport())
         if wanted:
             Engines().build(artifact, exporter, wanted, new, context)
         else:

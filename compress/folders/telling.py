@@ -31,7 +31,11 @@ def lines(about: Mapping[str, Any], indent: str = "", steps: int | None = None) 
             return [head, *told, *_mask_lines(about, inner), *_grid_lines(about, inner), *_shape_lines(about, inner)]
         case "engine":
             uses = " -> ".join(step["use"] for step in about["lineage"])
-            told = [*_key_lines(about, _OF_ENGINES, inner), *_measured_lines(about, inner)]
+            told = [
+                *_key_lines(about, _OF_ENGINES, inner),
+                *_kernel_lines(about, inner),
+                *_measured_lines(about, inner),
+            ]
             return [head, f"{inner}{uses} -> {about['exporter']}", *told]
         case _:
             told = _key_lines(about, ("model_type", "architectures", "dtype"), inner)
@@ -59,6 +63,14 @@ def _grid_lines(about: Mapping[str, Any], indent: str) -> list[str]:
         f"{indent}{count} linears in codes of {bits} bits, {f'groups of {size}' if size else 'whole rows'}"
         for (bits, size), count in sorted(kinds.items(), key=lambda item: (item[0][0], item[0][1] or 0))
     ]
+
+
+def _kernel_lines(about: Mapping[str, Any], indent: str) -> list[str]:
+    """Return a line for each kernel that multiplies by codes of an engine, and one for all that is only simulated."""
+    codes = about.get("codes", {"layers": {}, "simulated": []})
+    kinds = Counter((layer["bits"], layer["kernel"]) for layer in codes["layers"].values())
+    told = [f"{indent}{count} linears in codes of {bits} bits: {kernel}" for (bits, kernel), count in kinds.items()]
+    return [*told, *(f"{indent}only simulated, or stored wider: {what}" for what in codes["simulated"])]
 
 
 def _shape_lines(about: Mapping[str, Any], indent: str) -> list[str]:

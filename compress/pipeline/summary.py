@@ -92,7 +92,10 @@ def headline(content: Mapping[str, Any]) -> list[str]:
 
 
 def _engine(done: Done, target: Target, latency: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    manifest = read_manifest(done.folder)
     return {
+        **{k: manifest[k] for k in ("codes", "choice") if k in manifest},
+        "kernel_times": next(iter(done.measured.get("kernels", [])), {}),
         "target": target.name,
         "folder": str(done.folder.relative_to(runner.folder)),
         "export": done.use,
@@ -130,6 +133,11 @@ def _truth(facts: Facts, engines: Mapping[str, Path]) -> dict[str, list[str]]:
     simulated = (
         ["speed of masked weights on kernels for them: not measured, onnxruntime has none"] if facts.masks else []
     )
+    for name, folder in engines.items():
+        manifest = read_manifest(folder)
+        simulated += [f"{name}: {told}" for told in manifest.get("codes", {}).get("simulated", ())]
+        if any((manifest.get("choice") or {}).get("tried", {}).values()):
+            measured.append(f"{name}: what its kernels lose against exact ones, on calibration data")
     return {"measured": measured, "simulated": simulated}
 
 

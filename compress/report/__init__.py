@@ -70,7 +70,8 @@ class Quality(TypedDict, total=False):
 class Engine(TypedDict):
     """One engine: its target's name and settings, the parity that its export was held to, and the clock's figures.
 
-    `latency` is a dumped `compress.measure.Measurement` of two engines, the parent's first, or of this one alone.
+    `latency` is a dumped `compress.measure.Measurement` of two engines, the parent's first, or of this one alone;
+    `codes` and `choice` are those of `engine.json`, `kernel_times` what the variants took as shares of the exact one's.
     """
 
     target: str
@@ -79,6 +80,9 @@ class Engine(TypedDict):
     settings: NotRequired[dict[str, Any]]
     parity: NotRequired[dict[str, Any]]
     latency: NotRequired[dict[str, Any] | None]
+    codes: NotRequired[dict[str, Any]]
+    choice: NotRequired[dict[str, Any]]
+    kernel_times: NotRequired[dict[str, Any]]
 
 
 class Summary(TypedDict):

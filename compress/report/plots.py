@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from compress.report.html import Html, tag
 
@@ -82,6 +84,35 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> Html:
         for label, value, text in rows
     ]  # fmt: skip
     return tag("div", *lines, cls="bars")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is said of one layer: a short text, how strong its colour is (0 to 1), and what a pointer on it shows."""
+
+    text: str
+    share: float
+    more: str
+
+
+def by_layer(layers: Mapping[str, Cell]) -> Html:
+    """Return a map of blocks by linears, or bars where names tell no block."""
+    split = {name: re.fullmatch(r"(?:.*?\.)?(\d+)\.(.+)", name) for name in layers}
+    if not all(split.values()):
+        return bars([(name, cell.share, cell.text) for name, cell in layers.items()])
+    cells = {(int(m[1]), m[2]): layers[name] for name, m in split.items() if m}
+    kinds = list(dict.fromkeys(kind for _, kind in cells))
+    short = [k.rpartition(".")[2] for k in kinds]
+    heads = short if len(set(short)) == len(short) else kinds
+    body = []
+    for block in sorted({b for b, _ in cells}):
+        row = [tag("th", f"block {block}", scope="row")]
+        for kind in kinds:
+            cell = cells.get((block, kind), Cell("", 0, ""))
+            row.append(tag("td", cell.text, style=f"--share:{cell.share:.3f}", title=cell.more or None))
+        body.append(tag("tr", *row))
+    top = tag("tr", tag("th"), *(tag("th", h, scope="col") for h in heads))
+    return tag("div", tag("table", tag("thead", top), tag("tbody", *body), cls="heat"), cls="wide")
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

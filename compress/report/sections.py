@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from compress.measure import digits
 from compress.report import plots, words
+from compress.report.codes import codes
 from compress.report.html import Html, changed, facts, join, part, plain, table, tag
 from compress.report.timing import speed
 
@@ -60,39 +60,19 @@ def quality(content: Mapping[str, Any]) -> Html | None:
 
 
 def layers(content: Mapping[str, Any]) -> Html | None:
-    """Return the share of zeros per layer: a map of blocks by linears, or bars where names tell no block."""
+    """Return the share of zeros per layer."""
     found = content.get("layers") or []
     if not any(layer["sparsity"] > words.PRUNED for layer in found):
         return None
     patterns = sorted({str(layer["pattern"]) for layer in found if layer.get("pattern")})
     about = f"Share of zero weights in each linear layer, {words.sparsity(found):.1%} in all"
     about += f"; pattern {', '.join(patterns)}." if patterns else "."
-    split = [re.fullmatch(r"(?:.*?\.)?(\d+)\.(.+)", layer["name"]) for layer in found]
-    if all(split):
-        cells = {(int(m[1]), m[2]): layer for m, layer in zip(split, found, strict=True) if m}
-        drawn = _heat(cells)
-    else:
-        drawn = plots.bars([(x["name"], x["sparsity"], f"{x['sparsity']:.1%}") for x in found])
-    return part("Where the zeros are", about, tag("div", drawn, cls="card"))
+    shown = {x["name"]: plots.Cell(f"{x['sparsity']:.1%}".replace(".0%", "%"), x["sparsity"], _shape(x)) for x in found}
+    return part("Where the zeros are", about, tag("div", plots.by_layer(shown), cls="card"))
 
 
-def _heat(cells: Mapping[tuple[int, str], Mapping[str, Any]]) -> Html:
-    kinds = list(dict.fromkeys(kind for _, kind in cells))
-    short = [k.rpartition(".")[2] for k in kinds]
-    heads = short if len(set(short)) == len(short) else kinds
-    body = []
-    for block in sorted({b for b, _ in cells}):
-        row = [tag("th", f"block {block}", scope="row")]
-        for kind in kinds:
-            layer = cells.get((block, kind))
-            share = f"{layer['sparsity']:.1%}".replace(".0%", "%") if layer else ""
-            shape = " x ".join(map(str, layer["shape"])) if layer else None
-            row.append(
-                tag("td", share, style=f"--share:{layer['sparsity']:.3f}" if layer else "--share:0", title=shape)
-            )
-        body.append(tag("tr", *row))
-    top = tag("tr", tag("th"), *(tag("th", h, scope="col") for h in heads))
-    return tag("div", tag("table", tag("thead", top), tag("tbody", *body), cls="heat"), cls="wide")
+def _shape(layer: Mapping[str, Any]) -> str:
+    return " x ".join(map(str, layer["shape"]))
 
 
 # -- how it was made --------------------------------------------------------------------------------------------
@@ -189,4 +169,4 @@ def machine(content: Mapping[str, Any]) -> Html | None:
     )
 
 
-SECTIONS: tuple[Section, ...] = (quality, speed, layers, training, lineage, parity, truth, machine)
+SECTIONS: tuple[Section, ...] = (quality, speed, layers, codes, training, lineage, parity, truth, machine)
