@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,11 +47,24 @@ class Journal:
         Raises:
             BadModel: an error is not finite.
         """
-        errors = [error(layer, weight) for _, weight in attempts]
-        if not all(map(math.isfinite, errors)):
-            raise BadModel(f"{layer.name}: its outputs on held-out windows are NaN or infinite once it is changed")
-        best = min(range(len(errors)), key=lambda i: (errors[i], -i))
-        self._layers[layer.name] |= {"attempts": [what for what, _ in attempts], "errors": errors, "best": best}
+        return self.choose_together([layer], [(what, [weight]) for what, weight in attempts])
+
+    def choose_together(self, layers: Sequence[Layer], attempts: Iterable[tuple[str, Iterable[Tensor]]]) -> int:
+        """Return which attempt at several linears, all or none, is best by the sum of their errors, as `choose` does.
+
+        Args:
+            layers: with their old weights.
+            attempts: what was done, and the weight that each layer got, which are asked for one at a time.
+        """
+        words, rows = list[str](), list[list[float]]()
+        for what, weights in attempts:
+            words.append(what)
+            rows.append([error(layer, weight) for layer, weight in zip(layers, weights, strict=True)])
+        best = min(range(len(rows)), key=lambda i: (sum(rows[i]), -i))
+        for layer, *errors in zip(layers, *rows, strict=True):
+            if not all(map(math.isfinite, errors)):
+                raise BadModel(f"{layer.name}: its outputs on held-out windows are NaN or infinite once it is changed")
+            self._layers[layer.name] |= {"attempts": words, "errors": errors, "best": best}
         return best
 
     def save(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,13 @@ class Quantizer(Pass):
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check grids, weights, masks, and that nothing else changed."""
         declared, mean = self.grids(after), self.settings.average_bits
-        checking.check(before, after, declared)
+        checking.check(before, after, declared, self.changes(after))
         if mean is not None:
             mixed.check(after, declared, mean)
+
+    def changes(self, artifact: Artifact) -> Collection[str]:
+        """Return the names of the parameters that may change beside the weights of what is quantized."""
+        return ()
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
         """Return the grid that each linear gets, or got, with `others` where its bits are chosen by sensitivity."""
