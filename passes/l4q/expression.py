@@ -11,6 +11,8 @@ Rounding passes gradients straight through.  With G = dL/dWq and I = (low <= w <
     dL/ds = sum G (wt - I w)      at a fixed b, w being low or high where it is clipped
     dL/db = sum G (1 - I)
     dL/dA = alpha B^T (M I G)     dL/dB = alpha (M I G) A^T     dL/dx = dL/dy Wq
+
+and dL/dW0 = M I G, which is of the weight's size and made only where W0 takes gradients.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ def widths(log_steps: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fixed:
-    """What of a rounded weight is not trained.
+    """What of a rounded weight is not trained end to end.
 
     Attributes:
-        weight: W0 `[out, in]`.
+        weight: W0 `[out, in]`; it may take gradients.
         mask: M, bool `[out, in]`, True = kept; None keeps everything.
         zero: int8 `[out, groups]`, the code that stands for 0; None = 0 everywhere.
         bits: of a code.
@@ -104,14 +106,17 @@ def linear(x: Tensor, fixed: Fixed, trained: Trained) -> Tensor:
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     given = (trained.a, trained.b, trained.log_steps, trained.beta)
-    return _Rounded.apply(x, dtype, fixed, *given)  # type: ignore[no-any-return, no-untyped-call]
+    latent = fixed.weight if fixed.weight.requires_grad else None
+    return _Rounded.apply(x, latent, dtype, fixed, *given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rounded(torch.autograd.Function):
     """A linear whose rounded weight is made tile by tile, and once more in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, fixed: Fixed, *given: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, latent: Tensor | None, dtype: torch.dtype, fixed: Fixed, *given: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x, *given)
         ctx.fixed, ctx.dtype = fixed, dtype
         trained = Trained(*given)  # type: ignore[arg-type]
@@ -128,17 +133,24 @@ class _Rounded(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *given = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            grads = _Gradients(ctx.fixed, Trained(*given), x, grad, ctx.dtype, wants_x=ctx.needs_input_grad[0])
+            grads = _Gradients(ctx.fixed, Trained(*given), x, grad, ctx.dtype, *ctx.needs_input_grad[:2])
             for rows in ctx.fixed.rows():
                 grads.add_(rows)
-        return grads.x, None, None, *grads.trained()
+        return grads.x, grads.weight, None, None, *grads.trained()
 
 
 class _Gradients:
     """The gradients of one backward, gathered over the tiles."""
 
     def __init__(
-        self, fixed: Fixed, trained: Trained, x: Tensor, grad: Tensor, dtype: torch.dtype, *, wants_x: bool
+        self,
+        fixed: Fixed,
+        trained: Trained,
+        x: Tensor,
+        grad: Tensor,
+        dtype: torch.dtype,
+        wants_x: bool,
+        wants_weight: bool,
     ) -> None:
         self.fixed, self.given, self.dtype = fixed, trained, dtype
         self._shape, self._kind = x.shape, x.dtype
@@ -146,6 +158,7 @@ class _Gradients:
         self._grad = grad.reshape(-1, grad.shape[-1]).to(dtype)
         exact = torch.promote_types(dtype, torch.float32)  # sums over tiles keep their digits in half precision
         self._x = torch.zeros_like(self._read, dtype=exact) if wants_x else None
+        self.weight = torch.empty_like(fixed.weight) if wants_weight else None
         self._a, self._b = torch.zeros_like(trained.a), torch.empty_like(trained.b)
         self._steps = torch.empty_like(trained.log_steps)
         self._beta = None if trained.beta is None else torch.empty_like(trained.beta)
@@ -180,6 +193,8 @@ class _Gradients:
         update = flat(fixed, grad.mul_(inside))
         if fixed.mask is not None:
             update = update.mul_(fixed.mask[rows].view(torch.uint8))
+        if self.weight is not None:
+            self.weight[rows] = update
         self._a.addmm_(given.b[rows].t(), update, alpha=fixed.alpha)
         self._b[rows] = fixed.alpha * (update @ given.a.t())
         if self._x is not None:

@@ -32,6 +32,8 @@ class Rounded(nn.Module):
         scale_gradients: whether the steps' gradients are scaled as in LSQ.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     mask: Tensor | None
     zero: Tensor | None
     lora_offset: nn.Parameter | None
@@ -50,8 +52,9 @@ class Rounded(nn.Module):
     ) -> None:
         super().__init__()
         self.fact, self.alpha = fact, alpha
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight, self.bias = layer.weight, layer.bias  # type: ignore[assignment]
         self.weight.requires_grad_(False)
+        self.dtype = layer.weight.dtype
         device = layer.weight.device
         precision = torch.promote_types(layer.weight.dtype, torch.float32)
         self.register_buffer("mask", None if mask is None else mask.to(device).contiguous(), persistent=False)
@@ -98,7 +101,7 @@ class Rounded(nn.Module):
 
     def _fixed(self) -> Fixed:
         return Fixed(
-            weight=self.weight.detach(),
+            weight=self.weight,
             mask=self.mask,
             zero=self.zero,
             bits=self.fact.bits,

@@ -36,7 +36,11 @@ class L4QSettings(QuantSettings, TaskSettings):
     warm_steps: int = Field(
         0,
         ge=0,
-        description="steps for which each block is trained by itself first, towards the dense parent's output",
+        description="steps for which each block is trained by itself first, the weights themselves and their steps, "
+        "towards the dense parent's output on calibration windows",
+    )
+    warm_lr: float = Field(
+        0.01, gt=0, description="with warm_steps: highest learning rate of the weights, as a share of a linear's step"
     )
 
     @property

@@ -17,7 +17,8 @@ from compress.grid import Grid
 from passes import _adapter, _blockwise
 from passes._blockwise import Way
 from passes._quant import Steps, finite
-from passes._train import Group, Teacher, frozen, parent_of, recomputed, split_on, train_
+from passes._train import Group, Teacher, frozen, parent_of, recomputed, split_on, thaw_, train_
+from passes.l4q.expression import widths
 from passes.l4q.linear import Rounded, merge_
 from passes.l4q.settings import L4QSettings
 
@@ -78,7 +79,7 @@ def _train_(
 
 @dataclass(frozen=True)
 class _Blocks:
-    """What is trained block by block: the same numbers, which stay unmerged."""
+    """What is trained block by block: W0 itself under the rounding, and steps; A and B stay as they are."""
 
     rounded: Mapping[str, Rounded]
     settings: L4QSettings
@@ -88,15 +89,28 @@ class _Blocks:
         return [n for n in self.rounded if n.startswith(f"{block}.")]
 
     def groups(self, block: str, linears: list[str]) -> list[Group]:
-        """Return what is trained of some linears."""
-        return groups_of({n: self.rounded[n] for n in linears}, self.settings) if linears else []
+        """Let the weights of some linears take gradients; each linear's have a rate of so many of its steps."""
+        found = [Group({n: p for m in linears for n, p in self._steps(m).items()}, self.settings.lr_steps)]
+        for name in linears:
+            module = self.rounded[name]
+            thaw_([module.weight])
+            rate = self.settings.warm_lr * float(widths(module.lora_steps.detach()).median())
+            found.append(Group({f"{name}.weight": module.weight}, rate))
+        return found if linears else []
 
     def merge_(self, block: nn.Module) -> None:
-        """Leave the block rounded."""
+        """Leave the block rounded, with weights that take no gradients and have the precision of the model's."""
+        for module in block.modules():
+            if isinstance(module, Rounded):
+                module.weight.requires_grad_(False).grad = None
+                module.weight.data = module.weight.data.to(module.dtype)
 
     def kept(self, block: str) -> list[str]:
         """Return what is trained of a block."""
-        return sorted(_adapter.trained({n: self.rounded[n] for n in self.linears(block)}))
+        return sorted(p for n in self.linears(block) for p in (f"{n}.weight", *self._steps(n)))
+
+    def _steps(self, name: str) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in _adapter.trained({name: self.rounded[name]}).items() if _quantizer(n)}
 
 
 def attach_(
@@ -124,9 +138,14 @@ def attach_(
 def groups_of(rounded: Mapping[str, Rounded], settings: L4QSettings) -> list[Group]:
     """Return what is trained: A and B, then steps and offsets, which have a rate of their own and never decay."""
     every = _adapter.trained(rounded)
-    quantizers = {n: p for n, p in every.items() if n.endswith((".lora_steps", ".lora_offset"))}
+    quantizers = {n: p for n, p in every.items() if _quantizer(n)}
     low_rank = {n: p for n, p in every.items() if n not in quantizers}
     return [Group(low_rank, settings.lr, settings.weight_decay), Group(quantizers, settings.lr_steps)]
+
+
+def _quantizer(name: str) -> bool:
+    """Tell steps and offsets from A and B."""
+    return name.endswith((".lora_steps", ".lora_offset"))
 
 
 def _kept(old: Grid | None, fact: GridFact) -> Steps | None:

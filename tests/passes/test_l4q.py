@@ -292,6 +292,16 @@ def test_steps_stay_positive_whatever_is_trained(log_step: float) -> None:
     assert (made.grid().scale > 0).all()  # a grid itself refuses others
 
 
+@pytest.mark.parametrize("kind", KINDS[:6], ids=str)
+def test_weights_that_take_gradients_get_those_of_the_explicit_graph(kind: dict[str, Any]) -> None:
+    case = Case.of(**kind)
+    case.fixed.weight.requires_grad_()
+    ours, theirs = case.ours(), case.x @ explicit(case.fixed, case.trained).t()
+    (found,) = torch.autograd.grad(ours.sin().sum(), case.fixed.weight)
+    (wanted,) = torch.autograd.grad(theirs.sin().sum(), case.fixed.weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_gain_scales_the_gradients_of_steps_alone() -> None:
     case = Case.of()
     one, other = case.gradients(case.ours()), case.gradients(case.ours(gain=0.25))
@@ -577,7 +587,7 @@ def test_a_warm_start_brings_blocks_nearer_to_the_parents(kind: str, bench: Call
     given = {"bits": 2, "lr": 1e-9, "lr_steps": 1e-9, "loss": "kl", "steps": 1}
     b.run(**given)
     cold = b.report.measured["loss"][0][1]
-    b.run(**given | {"warm_steps": 20, "lr": 1e-3, "lr_steps": 5e-3})
+    b.run(**given | {"warm_steps": 20, "warm_lr": 0.05})
     records = b.report.measured["reconstruction"]
     assert [window for window, *_ in records] == list(tree.blocks(b.before.model))
     assert all(after < before for _, before, after, _ in records)
