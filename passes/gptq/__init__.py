@@ -13,12 +13,15 @@ descent after CDQuant (arXiv 2406.17542).
 Cost: three forwards of the calibration windows, block by block (two with `reference = "quantized"`), `2 in^2` products
 a token and linear, `in^3` for its inverse, `out * in^2` for its sweep and twice that for each cycle of refinement.
 Keeps: masks (what they prune stays exactly 0), biases, norms, embeddings and head.
-Helps: below 8 bits, the more the fewer.
+Helps: below 8 bits, the more the fewer.  On the demo model in groups of 128, KL to dense on windows of 128 tokens is 0.30
+at 2 bits: 0.34 without refinement, 0.47 with the old weight as target too, 1.9 with steps that clip nothing; at 3 bits
+0.068, where the plain sweep has 0.118 and rounding to nearest 0.274.
 Hurts: with few calibration windows the codes fit their text, as the held-out errors then tell.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -39,6 +42,8 @@ from passes.gptq.levels import Ladder
 from passes.gptq.refine import refine
 from passes.gptq.settings import GptqSettings
 from passes.gptq.sweep import sweep
+
+_SEARCHED = 30  # times that a search weighs the errors of a group
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ class Gptq(Quantizer):
         planned, given = _quant.planned(facts, self.settings), self.settings
         shapes = [facts.shapes[n] for n in planned]
         cycles = 0 if given.refine == "none" else given.refine_cycles
-        work = sum(i * i * (i + (2 + 2 * cycles) * o) for o, i in shapes)
+        work: float = sum(i * i * (i + (2 + 2 * cycles) * o) for o, i in shapes)
+        if given.steps == "search":
+            work += _SEARCHED * sum(math.prod(facts.shapes[n]) * (f.group_size or 1) for n, f in planned.items())
         kept = _quant.kept(facts, planned)
         cost = _layerwise.cost(facts, planned, given, gram=True, work=work, kept=kept)
         return _quant.with_choice(cost, facts, given)
@@ -145,7 +152,9 @@ class Gptq(Quantizer):
         """Return what a linear may become: rounded to nearest, swept, refined; without curvature the first alone."""
         weight, given = layer.linear.weight.detach().float(), self.settings
         target = weight if curvature is None else curvature.target(weight)
-        importance = layer.inputs.square if curvature is None else curvature.hessian
+        importance = layer.inputs.square
+        if curvature is not None and fact.bits < 8:  # at 8 bits the best steps are near the span by any measure
+            importance = curvature.hessian
         steps = self.steps(target if mask is None else target.masked_fill(~mask, 0), fact, importance)
         found = [("rounding to nearest", _quant.grid(weight, steps, fact))]
         if curvature is None:
