@@ -66,7 +66,7 @@ def _base(problem: Problem) -> Iterator[str]:
             yield f"base: unknown cost {cost!r}{nearest(cost, COSTS)}"
         elif not _finite(value):
             yield f"base: {cost} is {value!r}, not a finite number"
-        elif cost not in every:
+        elif every and cost not in every:
             yield f"base: {cost} is a cost that no option has; measure it for the options, or leave it out"
     missing = [c for c in COSTS if c in every and c not in problem.base]
     if missing:

@@ -17,7 +17,6 @@ from solvers._solution import totals
 from solvers._table import tabulate
 
 _SECONDS = 10.0  # of one program: equal layers make many equal choices, and a proof is not worth waiting for
-_ENOUGH = 1e-6  # relative; nor is the seventh digit of a least total
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def infeasible(problem: Problem) -> Infeasible | None:
 
 
 def _engine() -> Backend:
-    return backend("auto", seconds=_SECONDS, gap=_ENOUGH)
+    return backend("auto", seconds=_SECONDS)
 
 
 def _beyond(budget: Budget, found: Least) -> bool:
