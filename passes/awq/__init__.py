@@ -17,9 +17,11 @@ Cost: two forwards of the calibration windows, block by block, `in^2` products a
 scales of a linear and some 80 passes over its weight for its steps.
 Keeps: masks (a zero is the code of 0), embeddings, head, and linears that get no codes: of what one of these is in or
 reads, nothing is scaled.
-Helps: where few channels are far larger than the rest, at 4 and 3 bits; exports as plain codes.
-Hurts: where norms come after the residual (BERT) little is left to fold; `gptq`, whose weights make up for each other's
-errors, loses less at 3 and 2 bits.
+Helps: where few channels are far larger than the rest; the result is plain codes, and no weight makes up for another,
+so that little calibration does.
+Hurts: where channels are alike scales bring little, and narrower steps nearly all (demo model, 3 bits in groups of 64,
+distance to dense in nats a token: 0.255 rounded, 0.241 with scales, 0.140 with narrower steps, 0.137 with both); where
+norms come after the residual (BERT) hardly anything can be scaled; below 4 bits `gptq` loses far less.
 """
 
 from __future__ import annotations
