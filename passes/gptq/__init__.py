@@ -13,9 +13,9 @@ descent after CDQuant (arXiv 2406.17542).
 Cost: three forwards of the calibration windows, block by block (two with `reference = "quantized"`), `2 in^2` products
 a token and linear, `in^3` for its inverse, `out * in^2` for its sweep and twice that for each cycle of refinement.
 Keeps: masks (what they prune stays exactly 0), biases, norms, embeddings and head.
-Helps: below 8 bits, the more the fewer.  On the demo model in groups of 128, KL to dense on windows of 128 tokens is 0.30
-at 2 bits: 0.34 without refinement, 0.47 with the old weight as target too, 1.9 with steps that clip nothing; at 3 bits
-0.068, where the plain sweep has 0.118 and rounding to nearest 0.274.
+Helps: below 8 bits, the more the fewer.  On the demo model in groups of 128, KL to dense on windows of 128 tokens is
+0.30 at 2 bits: 0.34 without refinement, 0.47 with the old weight as target too, 1.9 with steps that clip nothing.
+At 3 bits it is 0.068, where the plain sweep has 0.118 and rounding to nearest 0.274.
 Hurts: with few calibration windows the codes fit their text, as the held-out errors then tell.
 """
 
