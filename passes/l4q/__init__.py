@@ -8,10 +8,12 @@ Formula: each linear computes with the weight that will be stored, and A, B and 
 B starts at 0.  What is trained of a step is its logarithm, so that it stays above 0 and `lr_steps` is a relative
 change.  With `symmetric = false` every group keeps the code that stands for 0 it starts with; with `offset` a group
 also trains a real number that is added.  The loss is the task's, the distance to the dense parent's outputs (KL), or
-both.  With `warm_steps` each block is trained first towards the output of the dense parent's on the same input.
+both.  With `warm_steps` each block is trained by itself before, W0 and s, towards the output of the dense parent's on
+the same input.
 
-Paper: Jeon et al. 2024, L4Q: Parameter Efficient Quantization-Aware Fine-Tuning on Large Language Models (arXiv
-2402.04902).  Masks, codes that stand for 0, logarithms of steps and the distance to the parent are ours.
+Papers: Jeon et al. 2024, L4Q: Parameter Efficient Quantization-Aware Fine-Tuning on Large Language Models (arXiv
+2402.04902); the warm start after Chen et al. 2024, EfficientQAT (arXiv 2407.11062).  Masks, codes that stand for 0,
+logarithms of steps and the distance to the parent are ours.
 
 Cost: three large products a linear and step where LoRA has two, beside rounding twice; the memory of LoRA on floats,
 for neither rounded weights nor their gradients are ever whole.  `kl` and `both` hold the dense parent too.

@@ -16,7 +16,7 @@ class L4QSettings(QuantSettings, TaskSettings):
     rank: int = Field(4, ge=1, description="rank of the update of each linear")
     alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; empty = 2 * rank")
     lr_steps: float = Field(
-        1e-3, gt=0, description="highest learning rate of the steps' logarithms: about their relative change in a step"
+        5e-3, gt=0, description="highest learning rate of the steps' logarithms: about their relative change in a step"
     )
     scale_gradients: bool = Field(
         False,
@@ -26,12 +26,12 @@ class L4QSettings(QuantSettings, TaskSettings):
         False, description="whether each group also trains a real offset, which few engines take; not under masks"
     )
     init: Literal["span", "search"] = Field(
-        "span",
+        "search",
         description="the first steps: the narrowest that clip nothing, or those of least squared error; with `again`, "
         "codes on an equal grid keep theirs",
     )
     loss: Objective = Field(
-        "lm", description="the task's own loss on training data, the distance to the dense parent's outputs, or both"
+        "kl", description="the distance to the dense parent's outputs, the task's own loss on training data, or both"
     )
     warm_steps: int = Field(
         0,

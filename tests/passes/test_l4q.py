@@ -449,11 +449,17 @@ def test_zeros_stay_zeros_in_the_codes(pattern: str, symmetric: bool, bench: Cal
         assert (grid.zero is None) == symmetric
 
 
-@pytest.mark.parametrize("given", [{}, {"bits": 2}, {"symmetric": False, "init": "search"}, {"offset": True}], ids=str)
-@pytest.mark.parametrize("loss", ["lm", "kl", "both"])
-def test_training_lowers_each_loss(loss: str, given: dict[str, Any], bench: Callable[..., Bench]) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"loss": "lm"}, {"loss": "both", "init": "span"}, {"bits": 2, "scale_gradients": True},
+        {"symmetric": False}, {"offset": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_training_lowers_each_loss(given: dict[str, Any], bench: Callable[..., Bench]) -> None:
     b = bench()
-    b.run(steps=30, lr_steps=1e-3, loss=loss, **given)
+    b.run(steps=30, lr_steps=1e-3, **given)
     curve = [value for _, value, _ in b.report.measured["loss"]]
     assert sum(curve[-4:]) < sum(curve[:4])
 
@@ -622,7 +628,7 @@ class KillingReport(QuietReport):
         yield self
 
 
-@pytest.mark.parametrize("after", [3, 8, 12])
+@pytest.mark.parametrize("after", [4, 12])
 def test_killed_and_resumed_gives_the_same_bytes(after: int, bench: Callable[..., Bench], tmp_path: Path) -> None:
     given = {"steps": 8, "warm_steps": 3, "checkpoint_every": 2, "loss": "kl", "bits": 3}
     whole, killed = bench(folder="whole"), bench(folder="killed")
