@@ -92,8 +92,11 @@ def _shape_lines(about: Mapping[str, Any], indent: str) -> list[str]:
 def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     measured = about.get("measured", {})
     found = []
+    taken = about.get("choice", {}).get("chosen", "exact")
+    of = "" if taken == "exact" else f", before kernels of {taken!r} were taken"
     for parity in measured.get("parity", []):
-        found.append(f"{indent}parity: logits differ from the model's by at most {parity['logits']['difference']:.1e}")
+        by = f"{parity['logits']['difference']:.1e}"
+        found.append(f"{indent}parity: logits differ from the model's by at most {by}{of}")
     for engine in measured.get("latency", {}).get("engines", []):
         if Path(engine["folder"]).name == Path(about["path"]).name:
             times = ", ".join(f"{n} {engine[n]['ms']:.3g} ms" for n in ("prefill", "decode", "request") if engine[n])

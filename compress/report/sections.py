@@ -135,7 +135,9 @@ def parity(content: Mapping[str, Any]) -> Html | None:
     for engine in content.get("engines", ()):
         found = [(_PARITY.get(k, k), v) for k, v in (engine.get("parity") or {}).items()]
         pairs = [("folder", tag("code", engine["folder"])), ("export", engine.get("export"))]
-        pairs += [*(engine.get("settings") or {}).items(), *found]
+        taken = (engine.get("choice") or {}).get("chosen", "exact")
+        compared = None if taken == "exact" else f"with exact kernels, before those of '{taken}' were taken"
+        pairs += [*(engine.get("settings") or {}).items(), ("compared", compared), *found]
         cards.append(
             tag("div", tag("h3", engine["target"]), facts((k, v) for k, v in pairs if v is not None), cls="card")
         )

@@ -97,8 +97,8 @@ def opset(facts: Facts, form: Form, asked: int | None) -> int:
 def described(made: Way, facts: Facts, sizes: Mapping[str, Bytes]) -> dict[str, Any]:
     """Return what the manifest says of codes: of every linear what is integer, how it is multiplied, its bytes."""
     layers = {}
-    for name, fact in facts.grids.items():
-        kernel = made.kernels[name]
+    for name in (n for n in facts.shapes if n in facts.grids):
+        fact, kernel = facts.grids[name], made.kernels[name]
         layers[name] = {
             "bits": fact.bits,
             "stored_bits": packing.stored_bits(fact.bits, kernel.operator == "MatMulNBits"),
