@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from compress.measure import digits
@@ -22,13 +22,27 @@ def codes(content: Mapping[str, Any]) -> Html | None:
     return part("What is integer", about, *cards) if cards else None
 
 
+def summed(engine: Mapping[str, Any]) -> str | None:
+    """Return in a sentence how much of an engine is integer, None where nothing is."""
+    if not engine.get("codes"):
+        return None
+    layers = engine["codes"]["layers"].values()
+    *first, last = sorted({str(layer["bits"]) for layer in layers})
+    bits = f"{', '.join(first)} and {last}" if first else last
+    return f"{len(layers)} linear layers are integers of {bits} bits: {_taken(layers)}."
+
+
+def _taken(layers: Collection[Mapping[str, Any]]) -> str:
+    now, was = (sum(layer[k] for layer in layers) for k in ("bytes", "bytes_before"))
+    return f"{_size(now)} where floats take {_size(was)}"
+
+
 def _card(engine: Mapping[str, Any]) -> Html:
     layers = engine["codes"]["layers"]
-    now, was = (sum(layer[k] for layer in layers.values()) for k in ("bytes", "bytes_before"))
     kernels = Counter(layer["kernel"] for layer in layers.values())
     pairs: list[tuple[str, Any]] = [
-        ("bytes of these weights", f"{_size(now)} where floats take {_size(was)} ({now / was:.0%})"),
-        ("kernels", ", ".join(f"{name} ({count} layers)" for name, count in kernels.items())),
+        ("bytes of these weights", _taken(layers.values())),
+        ("kernels", ", ".join(f"{name} ({count} of {len(layers)} layers)" for name, count in kernels.items())),
     ]
     if simulated := engine["codes"]["simulated"]:
         pairs.append(("only simulated, or stored wider", "; ".join(simulated)))
@@ -41,7 +55,7 @@ def _cell(layer: Mapping[str, Any]) -> plots.Cell:
     group = f"groups of {layer['group_size']}" if layer["group_size"] else "whole rows"
     extra = [name for name in ("zero", "offset") if layer[name]]
     more = [group, *(f"with {name}s" for name in extra), layer["kernel"]]
-    more.append(f"{_size(layer['bytes'])} where floats take {_size(layer['bytes_before'])}")
+    more.append(_taken([layer]))
     text = f"{layer['bits']} bits, {_size(layer['bytes'])}"
     return plots.Cell(text, 1 - layer["bits"] / (_WIDEST + 2), ", ".join(more))
 

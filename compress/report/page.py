@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.report import words
+from compress.report.codes import summed
 from compress.report.html import Html, tag
 from compress.report.sections import SECTIONS
 from compress.report.timing import engine_tiles, latency_of, tile
@@ -53,12 +54,14 @@ def _verdict(content: Mapping[str, Any]) -> list[str]:
     was, left = model.get("parameters") or 0, model.get("parameters_left") or 0
     if (fewer := words.shrunk(left, was)) and fewer.tone != "same":
         said.append(f"{words.parameters(left)} parameters where there were {words.parameters(was)}: {fewer.text}.")
+    coded = [told for engine in content.get("engines", ()) if (told := summed(engine))]
     if layers := content.get("layers"):
         share = words.sparsity(layers)
         if share > words.PRUNED:
             said.append(f"{share:.0%} of the weights in the model's blocks are zero now.")
-        elif not said:
+        elif not said and not coded:
             said.append("No weight was pruned.")
+    said += dict.fromkeys(coded)
     dense, now, delta = _main_metric(content)
     if dense and now:
         clear = words.moved(delta, dense) if delta else None

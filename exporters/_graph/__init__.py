@@ -25,7 +25,7 @@ from exporters._graph.products import Bytes, Kernel, replace_
 from exporters._graph.tracing import trace
 from exporters._graph.wrappers import Decoder, Encoder, KeyValues, kept
 
-__all__ = ["Bytes", "Graph", "KeyValues", "Kernel", "decoder", "encoder", "with_codes", "write"]
+__all__ = ["Bytes", "Graph", "Kernel", "KeyValues", "decoder", "encoder", "with_codes", "write"]
 
 SIDE_FILE_BYTES = 1_800_000_000  # weights beyond this go to a side file: a protobuf file ends at 2 GiB
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -6,6 +6,17 @@ A decoder's graph reads a prompt and writes token after token (`exporters/_graph
 total = past + sequence, and past may be 0.  An encoder's takes `input_ids`, `attention_mask` and, if the model tells
 types apart, `token_type_ids`, and gives `logits` `[batch, labels]` or, averaged over the real tokens, `embedding`.
 
+Codes: a quantized linear multiplies by the artifact's own codes, packed and never rounded anew; its floats are not in
+the file.  `form = "nbits"`: 2, 3 (in 4) and 4 bits, in groups of a multiple of 16 or whole rows, for MatMulNBits, all
+else for DequantizeLinear; `form = "qdq"`: all for DequantizeLinear, INT4 or INT8.  A real offset is a second term: the
+sum of the inputs of each group, times its offset.
+
+Kernels: `exact` ones compute in floats, as the model does; `level 4` rounds inputs to 8 bits block by block, `integer`,
+only where the codes ask for it, all at once.  Which are used is measured on the target's request and the calibration
+data, and stated in `engine.json`.  Helps: on the CPU, 4 bits in groups of 128 at level 4 decode fastest, and 8 bits in
+whole rows with integer inputs prefill fastest.  Hurts: exact kernels are hardly faster than floats, and 8 bits are then
+floats in memory.
+
 Precision: that of the target.  In fp16 weights, keys and values are float16; logits and embeddings are float32 always.
 Keeps: zeros stay zeros, under the parameters' own names (linears of the blocks stored transposed, `[in, out]`).
 Size: weights beyond 1.8 GB go to a side file.

@@ -209,6 +209,31 @@ def test_layers_outside_blocks_become_bars(tmp_path: Path) -> None:
     assert "projection" in page.words
 
 
+def test_what_is_integer(tmp_path: Path) -> None:
+    content = full()
+    layer = {"bits": 4, "stored_bits": 4, "group_size": 32, "zero": True, "offset": False, "activation": "none",
+             "kernel": "MatMulNBits, level 4", "bytes": 2048, "bytes_before": 16384}  # fmt: skip
+    whole = layer | {"bits": 8, "group_size": None, "zero": False, "kernel": "MatMulInteger"}
+    names = [f"model.layers.{b}.mlp.up_proj" for b in range(2)]
+    codes = {"layers": dict(zip(names, (layer, whole), strict=True)), "simulated": [f"codes of 3 bits {EVIL}"]}
+    tried = {"level 4": {"kl": 0.002, "loss_rise": 0.001, "lost": 0.002}, "integer": {"lost": 0.3}}
+    content["engines"][0] |= {
+        "codes": codes | {"kernels": "level 4"},
+        "choice": {"chosen": "level 4", "tolerance": 0.005, "windows": 16, "tried": tried},
+        "kernel_times": {"level 4": {"prefill": 0.8, "request": 0.5}, "integer": {"prefill": 0.4, "request": 0.4}},
+    }
+    _, page = written(tmp_path, content)
+    assert "2 linear layers are integers of 4 and 8 bits: 4.00 KiB where floats take 32.0 KiB." in page.words
+    for word in ("4 bits, 2.00 KiB", "8 bits, 2.00 KiB", "MatMulInteger (1 of 2 layers)", "codes of 3 bits <script>"):
+        assert word in page.words
+    assert "level 40.00201.25" in page.words  # loses, how fast in prefill
+    assert "2.00taken" in page.words
+    titles = [value for name, value in page.attributes if name == "title"]
+    assert "groups of 32, with zeros, MatMulNBits, level 4, 2.00 KiB where floats take 16.0 KiB" in titles
+    content["engines"][0] |= {"choice": {"chosen": "exact", "why": "no data"}, "kernel_times": {}}
+    assert "Exact kernels: no data." in written(tmp_path, content)[1].words
+
+
 def test_a_foreign_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format 99"):
         report.write(tmp_path, {"format": 99, "name": "x"})

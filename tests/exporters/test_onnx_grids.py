@@ -18,17 +18,17 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from compress import blocks, files, tree
+from compress import blocks, files, settings, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.contracts import Target
 from compress.data import DataSettings, Source
 from compress.engines import Engines, choice
-from compress.errors import BadModel, BadSettings
+from compress.errors import BadModel, BadPipeline, BadSettings
 from compress.facts import GridFact
 from compress.folders import export
 from compress.generate import generate_path
-from compress.grid import Grid
+from compress.grid import Grid, groups
 from compress.grids import facts as facts_of
 from exporters import _graph
 from exporters._graph import Graph, Kernel, packing
@@ -210,11 +210,11 @@ def test_a_graph_without_the_linear_is_no_place_for_its_codes(traced: tuple[Arti
 def test_blocks_say_what_groups_say(bits: int, group_size: int | None, inputs: int, block: int | None) -> None:
     fact = GridFact(bits=bits, group_size=group_size)
     found = packing.block_size(fact, inputs)
-    assert found == block or (found and packing.groups(inputs, group_size) == 1)
+    assert found == block or (found and groups(inputs, group_size) == 1)
     if found:
         made = Grid(
             bits=bits, group_size=group_size, codes=torch.zeros(2, inputs, dtype=torch.int8),
-            scale=torch.rand(2, packing.groups(inputs, group_size)) + 1,
+            scale=torch.rand(2, groups(inputs, group_size)) + 1,
         )  # fmt: skip
         codes, scale, _ = packing.blocks(made, found)
         assert codes.shape == (2, -(-inputs // found), found * packing.stored_bits(bits) // 8)
@@ -312,7 +312,7 @@ def test_codes_of_a_model_of_bfloat16_stay_whole(tiny: Tiny, tmp_path: Path) -> 
         parameter.data = parameter.data.bfloat16().float()
     _GRAPHS.clear()  # the other weights are others
     artifact = coded(given, GridFact(bits=4, group_size=16, offset=True))
-    artifact.model.to(torch.bfloat16)  # type: ignore[call-overload]
+    artifact.model.to(torch.bfloat16)  # type: ignore[arg-type]
     _, folder, _ = build(artifact, tmp_path, kernels="exact")
     assert off(folder) < EXACT
     _GRAPHS.clear()
@@ -420,6 +420,7 @@ def test_what_the_exact_forms_ask_of_the_runtime(tiny: Tiny) -> None:
     facts = tree.facts(artifact.model, artifact.task)
     folded, level = {"session.disable_quant_qdq": "1"}, {"session.qdq_matmulnbits_accuracy_level": "0"}
     rows = GridFact(bits=8, group_size=None, activation="dynamic")
+    form: Any
     for grid, form, expected in (
         (FOUR, "nbits", {}),
         (FOUR, "qdq", level),
@@ -482,3 +483,13 @@ def test_only_models_with_codes_read_data(tiny: Tiny) -> None:
     facts = facts.after(grids={next(iter(facts.shapes)): FOUR})
     assert Onnx(OnnxSettings()).data_uses(facts) == {"calibration"}
     assert Onnx(OnnxSettings(kernels="exact")).data_uses(facts) == frozenset()
+
+
+def test_data_that_only_the_export_reads_are_judged(tmp_path: Path) -> None:
+    text = '[model]\nsource = "demo"\n[data.calibration]\nlength = 100000\n[[target]]\n[[export]]\nuse = "onnx"\n'
+    path = tmp_path / "pipeline.toml"
+    path.write_text(text)
+    settings.check(settings.read(path))  # nobody reads them
+    path.write_text(text + '[[pass]]\nuse = "rtn"\ngroup_size = 32\n')
+    with pytest.raises(BadPipeline, match=r"calibration.*length: the model takes at most \d+ tokens, got 100000"):
+        settings.check(settings.read(path))
