@@ -31,7 +31,7 @@ from compress.store import Store
 
 DEMO = Path(__file__).parent / "demo"
 
-_CLASSES: dict[Task, Any] = {
+CLASSES: dict[Task, Any] = {
     "causal-lm": AutoModelForCausalLM,
     "classification": AutoModelForSequenceClassification,
     "regression": AutoModelForSequenceClassification,
@@ -102,7 +102,7 @@ def open_folder(
     shapes = disk.read(folder)
     with quiet():
         tokenizer = _tokenizer(folder, trust_remote_code)
-        plain: Any = type(_hollow(task, config, trust_remote_code)) if shapes else _CLASSES[task]
+        plain: Any = type(_hollow(task, config, trust_remote_code)) if shapes else CLASSES[task]
         maker: Any = disk.shaped(plain, shapes.layout) if shapes else plain
         try:
             model, report = maker.from_pretrained(
@@ -150,7 +150,7 @@ def open_stored(
     with quiet():
         tokenizer = _tokenizer(folder, trust_remote_code)
         dtype = dtype or skeleton.dtype_of(config, folder)
-        make = partial(_CLASSES[task].from_config, config, dtype=dtype, trust_remote_code=trust_remote_code)
+        make = partial(CLASSES[task].from_config, config, dtype=dtype, trust_remote_code=trust_remote_code)
         model = skeleton.build(make)
         if shapes:
             blocks.shape_(model, shapes.layout)
@@ -220,7 +220,7 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
 def _hollow(task: Task, config: Any, trust_remote_code: bool) -> PreTrainedModel:
     """Return the model that a configuration describes, on `meta`."""
     with torch.device("meta"):
-        model: PreTrainedModel = _CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 

@@ -1,0 +1,183 @@
+"""Parts of a model as shapes: what a profile is keyed by, so that one serves every model of such a geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compress.errors import BadSettings
+from compress.facts import BlockConfig, Facts
+from compress.families import family_of
+
+Count = Annotated[int, Field(ge=1)]
+# Biases of query, key and value, of the output, and of the FFN's linears; tables of a norm; norms on queries and keys.
+_STYLES: dict[str, tuple[bool, bool, bool, int, bool]] = {
+    "llama": (False, False, False, 1, False),
+    "mistral": (False, False, False, 1, False),
+    "qwen2": (True, False, False, 1, False),
+    "qwen3": (False, False, False, 1, True),
+    "gpt2": (True, True, True, 2, False),
+    "opt": (True, True, True, 2, False),
+    "bert": (True, True, True, 2, False),
+    "roberta": (True, True, True, 2, False),
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = Field(description="the architecture, as config.model_type spells it")
+    hidden: Count = Field(description="width of the residual")
+
+    @model_validator(mode="after")
+    def _known(self) -> _Part:
+        if self.family not in _STYLES:
+            raise ValueError(f"family {self.family!r} is not known; known: {', '.join(_STYLES)}")
+        return self
+
+    @property
+    def weights(self) -> int:
+        """Elements of the linears' weights, which codes and masks are about."""
+        raise TypeError("abstract")
+
+    @property
+    def others(self) -> int:
+        """Elements of biases and norms."""
+        raise TypeError("abstract")
+
+
+class Attention(_Part):
+    """Attention with the norm before it (or after it)."""
+
+    part: Literal["attention"] = "attention"
+    heads: Count = Field(description="query heads")
+    kv_heads: Count = Field(description="key and value heads")
+    head_dim: Count = Field(description="width of a head")
+
+    @property
+    def weights(self) -> int:
+        """Elements of the linears' weights."""
+        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+
+    @property
+    def others(self) -> int:
+        """Elements of biases and norms."""
+        qkv, output, _, tables, inner = _STYLES[self.family]
+        rows = self.head_dim * (self.heads + 2 * self.kv_heads)
+        return qkv * rows + (output + tables) * self.hidden + 2 * inner * self.head_dim
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """The linears, `(out, in)`."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (queries, self.hidden), (keys, self.hidden), (keys, self.hidden), (self.hidden, queries)
+
+    def __str__(self) -> str:
+        return f"attention {self.hidden}: {self.heads} heads on {self.kv_heads} of {self.head_dim}"
+
+
+class Ffn(_Part):
+    """A feed-forward network with the norm before it (or after it)."""
+
+    part: Literal["ffn"] = "ffn"
+    neurons: Count = Field(description="width of the inner layer")
+
+    @property
+    def gated(self) -> bool:
+        """Whether a second linear of the same shape is a factor."""
+        return len(family_of(self.family).up) == 2
+
+    @property
+    def weights(self) -> int:
+        """Elements of the linears' weights."""
+        return (2 + self.gated) * self.hidden * self.neurons
+
+    @property
+    def others(self) -> int:
+        """Elements of biases and norms."""
+        _, _, biases, tables, _ = _STYLES[self.family]
+        return biases * ((1 + self.gated) * self.neurons + self.hidden) + tables * self.hidden
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """The linears, `(out, in)`."""
+        return (*((self.neurons, self.hidden),) * (1 + self.gated), (self.hidden, self.neurons))
+
+    def __str__(self) -> str:
+        return f"ffn {self.hidden}: {self.neurons} neurons"
+
+
+class Base(_Part):
+    """All that is outside the blocks: embedding, final norm, head, and what a call of the runtime costs."""
+
+    part: Literal["base"] = "base"
+    vocabulary: Count = Field(description="tokens")
+    tied: bool = Field(False, description="whether head and embedding are one tensor")
+    positions: int = Field(0, ge=0, description="rows of a table of positions; 0 = there is none")
+
+    @property
+    def weights(self) -> int:
+        """Elements of the head's weight; none where it is the embedding's, or where there is no head."""
+        return 0 if self.tied or family_of(self.family).head is None else self.vocabulary * self.hidden
+
+    @property
+    def others(self) -> int:
+        """Elements of embeddings and of the final norm."""
+        final = _STYLES[self.family][3] if family_of(self.family).decoder else 0
+        return (self.vocabulary + self.positions + final) * self.hidden
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """The head, `(out, in)`."""
+        return ((self.vocabulary, self.hidden),) if family_of(self.family).head else ()
+
+    def __str__(self) -> str:
+        return f"base {self.hidden}: {self.vocabulary} tokens{', tied' if self.tied else ''}"
+
+
+Part = Annotated[Attention | Ffn | Base, Field(discriminator="part")]
+Block = Attention | Ffn
+
+
+def hidden_of(facts: Facts) -> int:
+    """Return the width of the residual."""
+    if facts.head:
+        return facts.head[1][1]
+    table = family_of(facts.family)
+    return next(shape[0] for name, shape in facts.shapes.items() if name.endswith(table.down))
+
+
+def parts_of(block: BlockConfig, family: str, hidden: int) -> tuple[Block, ...]:
+    """Return the parts of a block that are there: attention, FFN, both or none."""
+    found: list[Block] = []
+    if block.heads:
+        found.append(
+            Attention(
+                family=family, hidden=hidden, heads=block.heads, kv_heads=block.kv_heads, head_dim=block.head_dim
+            )
+        )
+    if block.ffn:
+        found.append(Ffn(family=family, hidden=hidden, neurons=block.ffn))
+    return tuple(found)
+
+
+def parse(text: str, family: str) -> Block:
+    """Return the part that a text names: `attention:HIDDEN,HEADS,KV_HEADS,HEAD_DIM` or `ffn:HIDDEN,NEURONS`.
+
+    Raises:
+        BadSettings: it names none.
+    """
+    kind, _, sizes = text.partition(":")
+    fields: dict[str, tuple[type[Any], Sequence[str]]] = {
+        "attention": (Attention, ("hidden", "heads", "kv_heads", "head_dim")),
+        "ffn": (Ffn, ("hidden", "neurons")),
+    }
+    made, names = fields.get(kind, (Ffn, ()))
+    numbers = [n for n in sizes.split(",") if n.strip().isdigit() and int(n) > 0]
+    if not names or len(numbers) != len(names) or len(sizes.split(",")) != len(names):
+        forms = " or ".join(f"{k}:{','.join(n).upper()}" for k, (_, n) in fields.items())
+        raise BadSettings(f"must be {forms}, got {text!r}", key="shape")
+    block: Block = made(family=family, **dict(zip(names, map(int, numbers), strict=True)))
+    return block
