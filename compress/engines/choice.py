@@ -77,6 +77,8 @@ def keep_fastest(
     _tell(choice, times, context.report)
     if chosen != EXACT:
         _replace_(folder, exported, folders[chosen], written[chosen])
+    for variant in exported.variants:
+        shutil.rmtree(folders[variant.name])
     return seal(artifact, exporter, target, written[chosen], folder, {"choice": choice}), times
 
 
