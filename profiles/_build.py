@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,11 @@ from compress.errors import BadSettings, Unavailable
 from compress.facts import BlockConfig, Task
 from compress.grid import Grid, bounds, groups
 from profiles import _precision
-from profiles._parts import Attention, Block
+from profiles._parts import Attention, Base, Choice, Part
 from profiles._stack import Names, Pieces, stack, write
 
 GRAPH = "model.onnx"
 SMALL = 256  # tokens of the traced vocabulary, so that the head does not drown the blocks
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A part with the precision of its linears and the pattern of their zeros."""
-
-    part: Block
-    precision: str = "fp32"
-    pattern: str = "dense"
-
-    def __str__(self) -> str:
-        return f"{self.part}, {self.precision}" + ("" if self.pattern == "dense" else f", {self.pattern}")
 
 
 class Workshop:
@@ -137,7 +124,8 @@ def _sampler(config: Any, task: Task, choices: Sequence[Choice], seed: int) -> A
     return Artifact(model=model, tokenizer=tokenizer, task=task, grids=grids)
 
 
-def _config(part: Block, width: int) -> BlockConfig:
+def _config(part: Part, width: int) -> BlockConfig:
+    assert not isinstance(part, Base)
     if isinstance(part, Attention):
         if part.head_dim != width:
             raise BadSettings(f"heads of this model are {width} wide, got {part}", key="shape")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.errors import BadSettings
 from compress.facts import BlockConfig, Facts
 from compress.families import family_of
+from compress.grid import groups
+from profiles import _precision
 
 Count = Annotated[int, Field(ge=1)]
 # Biases of query, key and value, of the output, and of the FFN's linears; tables of a norm; norms on queries and keys.
@@ -46,6 +48,11 @@ class _Part(BaseModel):
     def others(self) -> int:
         """Elements of biases and norms."""
         raise TypeError("abstract")
+
+    @property
+    def parameters(self) -> int:
+        """All elements."""
+        return self.weights + self.others
 
 
 class Attention(_Part):
@@ -114,19 +121,17 @@ class Base(_Part):
 
     part: Literal["base"] = "base"
     vocabulary: Count = Field(description="tokens")
-    tied: bool = Field(False, description="whether head and embedding are one tensor")
-    positions: int = Field(0, ge=0, description="rows of a table of positions; 0 = there is none")
+    elements: Count = Field(description="of all parameters outside the blocks, one tensor counted once")
 
     @property
     def weights(self) -> int:
-        """Elements of the head's weight; none where it is the embedding's, or where there is no head."""
-        return 0 if self.tied or family_of(self.family).head is None else self.vocabulary * self.hidden
+        """None: the base never is codes."""
+        return 0
 
     @property
     def others(self) -> int:
-        """Elements of embeddings and of the final norm."""
-        final = _STYLES[self.family][3] if family_of(self.family).decoder else 0
-        return (self.vocabulary + self.positions + final) * self.hidden
+        """All elements."""
+        return self.elements
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
@@ -134,11 +139,46 @@ class Base(_Part):
         return ((self.vocabulary, self.hidden),) if family_of(self.family).head else ()
 
     def __str__(self) -> str:
-        return f"base {self.hidden}: {self.vocabulary} tokens{', tied' if self.tied else ''}"
+        return f"base {self.hidden}: {self.vocabulary} tokens"
 
 
 Part = Annotated[Attention | Ffn | Base, Field(discriminator="part")]
 Block = Attention | Ffn
+
+
+class Choice(BaseModel):
+    """A part with the precision of its linears and the pattern of their zeros; `str` of it is a line to read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: Part
+    precision: str = Field("fp32", description="of its linears: fp32, fp16, int4-g128, int8-dynamic, ...")
+    pattern: str = Field("dense", description="of the zeros in its linears: dense, unstructured or N:M")
+
+    @field_validator("precision")
+    @classmethod
+    def _precision(cls, name: str) -> str:
+        _precision.parse(name)
+        return name
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern(cls, pattern: str) -> str:
+        return _precision.check_pattern(pattern)
+
+    def bytes_with(self, floats: int) -> int:
+        """Return what the tensors take in a graph whose floats have so many bytes; the base is never codes."""
+        found = _precision.parse(self.precision)
+        width = {"fp32": 4, "fp16": 2}.get(self.precision, floats)
+        part, grid = self.part, found.grid
+        if grid is None or isinstance(part, Base):
+            return width * part.parameters
+        codes = sum(rows * -(-inputs * _precision.stored(grid.bits) // 8) for rows, inputs in part.linears)
+        scales = sum(rows * groups(inputs, grid.group_size) for rows, inputs in part.linears)
+        return codes + width * (scales + part.others)
+
+    def __str__(self) -> str:
+        return f"{self.part}, {self.precision}" + ("" if self.pattern == "dense" else f", {self.pattern}")
 
 
 def hidden_of(facts: Facts) -> int:
@@ -149,14 +189,20 @@ def hidden_of(facts: Facts) -> int:
     return next(shape[0] for name, shape in facts.shapes.items() if name.endswith(table.down))
 
 
+def base_of(facts: Facts, model_type: str) -> Choice:
+    """Return what stands outside the blocks of a model."""
+    hidden = hidden_of(facts)
+    inside = sum(part.parameters for block in facts.layout for part in parts_of(block, model_type, hidden))
+    part = Base(family=model_type, hidden=hidden, vocabulary=facts.vocabulary, elements=facts.parameters - inside)
+    return Choice(part=part)
+
+
 def parts_of(block: BlockConfig, family: str, hidden: int) -> tuple[Block, ...]:
     """Return the parts of a block that are there: attention, FFN, both or none."""
     found: list[Block] = []
     if block.heads:
         found.append(
-            Attention(
-                family=family, hidden=hidden, heads=block.heads, kv_heads=block.kv_heads, head_dim=block.head_dim
-            )
+            Attention(family=family, hidden=hidden, heads=block.heads, kv_heads=block.kv_heads, head_dim=block.head_dim)
         )
     if block.ffn:
         found.append(Ffn(family=family, hidden=hidden, neurons=block.ffn))

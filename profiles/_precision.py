@@ -8,8 +8,6 @@ from typing import Literal
 
 from compress.errors import BadSettings
 from compress.facts import GridFact
-from compress.grid import groups
-from profiles._parts import Attention, Base, Ffn
 
 _FORM = re.compile(r"int([2-8])(?:-g(\d+))?(-dynamic|-exact)?")
 _PATTERN = re.compile(r"dense|unstructured|([1-9]\d*):([1-9]\d*)")
@@ -31,21 +29,6 @@ class Precision:
     floats: Literal["fp32", "fp16"] | None
     grid: GridFact | None = None
     kernels: Literal["exact", "fast"] = "fast"
-
-    def bytes_of(self, part: Attention | Ffn | Base, floats: int = 4) -> int:
-        """Return what the part's tensors take: codes by their bits, a scale for each group, all else as floats.
-
-        Args:
-            part: its shape; the base is never codes.
-            floats: bytes of a float of the graph.
-        """
-        width = {"fp32": 4, "fp16": 2}.get(self.floats or "", floats)
-        grid = self.grid
-        if grid is None or isinstance(part, Base):
-            return width * (part.weights + part.others)
-        codes = sum(rows * -(-inputs * _stored(grid.bits) // 8) for rows, inputs in part.linears)
-        scales = sum(rows * groups(inputs, grid.group_size) for rows, inputs in part.linears)
-        return codes + width * (scales + part.others)
 
 
 def parse(name: str) -> Precision:
@@ -89,5 +72,6 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def _stored(bits: int) -> int:
+def stored(bits: int) -> int:
+    """Return the bits that a code takes in a file."""
     return next(b for b in (2, 4, 8) if b >= bits)

@@ -1,4 +1,4 @@
-"""Cut a traced model between its blocks, and put blocks together in any order and number: what was traced once is enough.
+"""Cut a traced model between its blocks, and put blocks together in any order and number: tracing once is enough.
 
 Every node of the graph belongs to the last block whose weights, keys or values have flowed into it; a block so ends
 just before the next one's first weight, a norm's sums among it.  What then passes from block to block are the same few
@@ -150,7 +150,9 @@ class _Stack:
         self._constants: dict[str, ir.Value] = {}
         self._shared: dict[ir.Value, ir.Value] = {}  # old to new
         self._streams: list[ir.Value] = []
-        self._traced = next(v.shape[0] for n, v in self._old.initializers.items() if n in pieces.names.embedding and v.shape)
+        self._traced = next(
+            v.shape[0] for n, v in self._old.initializers.items() if n in pieces.names.embedding and v.shape
+        )
         for value in self._old.inputs:
             if not _PAST.match(value.name or ""):
                 self._input(value, value.name or "", self._shared)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from compress.cli import looking, measuring, running
+from compress.cli import looking, measuring, profiling, running
 from compress.cli.verbs import Exemplary
 from compress.errors import CompressError
 
@@ -79,7 +79,7 @@ def cli(debug: bool) -> None:
     """A transformer and a piece of hardware in, a verified smaller engine out."""
 
 
-for _verb in (*running.VERBS, *measuring.VERBS, *looking.VERBS):
+for _verb in (*running.VERBS, *measuring.VERBS, *profiling.VERBS, *looking.VERBS):
     cli.add_command(_verb)
 
 

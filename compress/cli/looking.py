@@ -45,16 +45,20 @@ def list_(name: str | None, as_json: bool) -> None:
         click.echo(f"      {one.description}")
 
 
-@verb("compress show runs/demo", "compress show runs/demo/engines/laptop")
+@verb("compress show runs/demo", "compress show runs/demo/engines/laptop", "compress show h100-sxm")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(path: Path, as_json: bool) -> None:
-    """Tell what a folder is and how it was made.
+    """Tell what a folder or a latency profile is and how it was made.
 
-    PATH is a run, an artifact, an engine or a model.
+    PATH is a run, an artifact, an engine, a model, a profile or the name of a datasheet such as h100-sxm.
     """
     from compress import folders
+    from compress.profiling import profiler
 
+    if not path.is_dir() and (profiles := profiler()).known(path):
+        click.echo(json.dumps(profiles.document(path), indent=2) if as_json else "\n".join(profiles.lines(path)))
+        return
     found = folders.show(path)
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -1,0 +1,124 @@
+"""From a model and wishes to the parts that are to be measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress import loading
+from compress.errors import BadSettings
+from compress.profiling import Wanted
+from profiles import _precision
+from profiles._parts import Attention, Base, Choice, Ffn, Part, base_of, hidden_of, parse, parts_of
+
+_DEEPEST = 8  # blocks of a whole model: enough to tell what sums miss, and quickly measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be measured.
+
+    Attributes:
+        config: of the architecture.
+        choices: parts, first the model's own.
+        base: what stands outside the blocks.
+        block: the parts of the model's first block, of which the reference engine and those of the base are made.
+        blocks: of the model.
+        requests: batch and prompt of each, the target's first.
+    """
+
+    config: Any
+    choices: tuple[Choice, ...]
+    base: Choice
+    block: tuple[Choice, ...]
+    blocks: int
+    requests: tuple[tuple[int, int], ...]
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of the model."""
+        assert isinstance(self.base.part, Base)
+        return self.base.part.vocabulary
+
+
+def plan(wanted: Wanted) -> Plan:
+    """Return what is to be measured.
+
+    Raises:
+        BadModel: the model cannot be opened.
+        BadSettings: a wish that cannot be.
+    """
+    facts = loading.facts_of(wanted.model, wanted.task)
+    config = loading.read_config(loading.locate(wanted.model))
+    family, hidden = config.model_type, hidden_of(facts)
+    _check(wanted, facts.positions)
+    layouts = (facts.layout, *wanted.layouts)
+    own = list(dict.fromkeys(p for layout in layouts for block in layout for p in parts_of(block, family, hidden)))
+    parts: list[Part] = [*own, *_narrower(own, wanted), *(parse(text, family) for text in wanted.shapes)]
+    precisions = dict.fromkeys([*wanted.precisions, *map(_precision.of, wanted.grids)])
+    kinds = [(p, z) for p in precisions for z in wanted.patterns]
+    choices = [Choice(part=part, precision=p, pattern=z) for p, z in kinds for part in parts]
+    floats = wanted.target.precision
+    first = next(found for block in facts.layout if (found := parts_of(block, family, hidden)))
+    requests = dict.fromkeys([(wanted.target.batch, wanted.target.prompt), *wanted.requests])
+    return Plan(
+        config=config, choices=tuple(dict.fromkeys(choices)), base=base_of(facts, family), blocks=facts.blocks,
+        block=tuple(Choice(part=p, precision=floats) for p in first), requests=tuple(requests),
+    )  # fmt: skip
+
+
+def wholes(plan: Plan, count: int, seed: int) -> list[tuple[Choice, ...]]:
+    """Return whole models of random parts: every block has attention, an FFN, or both, of any shape and precision.
+
+    The same seed gives the same models, in the same order, however many are asked for.
+    """
+    rng, found = random.Random(seed), []
+    attention = [c for c in plan.choices if isinstance(c.part, Attention)]
+    ffn = [c for c in plan.choices if isinstance(c.part, Ffn)]
+    for _ in range(count):
+        kernels = _precision.parse(rng.choice(plan.choices).precision)
+        depth = rng.randint(2, max(2, min(plan.blocks, _DEEPEST)))
+        picks: list[Choice] = []
+        for _ in range(depth):
+            missing = rng.choice(("attention", "ffn", "", "", ""))
+            for name, options in (("attention", attention), ("ffn", ffn)):
+                fitting = [c for c in options if _together(c, kernels)]
+                if fitting and name != missing:
+                    picks.append(rng.choice(fitting))
+        found.append(tuple(picks) or plan.block)
+    return found
+
+
+def _together(choice: Choice, kernels: _precision.Precision) -> bool:
+    """Tell whether a choice may be in one engine with those of some kernels."""
+    own = _precision.parse(choice.precision)
+    return own.grid is None or kernels.grid is None or own.kernels == kernels.kernels
+
+
+def _narrower(own: Sequence[Part], wanted: Wanted) -> list[Part]:
+    """Return the model's parts with fewer key heads and fewer neurons, as many as were asked for."""
+    found: list[Part] = []
+    for part in own:
+        if isinstance(part, Attention):
+            for count in wanted.kv_heads:
+                if part.heads % count:
+                    raise BadSettings(f"must divide {part.heads} query heads, got {count}", key="kv_heads")
+                found.append(part.model_copy(update={"kv_heads": count}))
+        elif isinstance(part, Ffn):
+            found += [part.model_copy(update={"neurons": n}) for n in wanted.neurons]
+    return found
+
+
+def _check(wanted: Wanted, positions: int | None) -> None:
+    for name in wanted.precisions:
+        _precision.parse(name)
+    for pattern in wanted.patterns:
+        _precision.check_pattern(pattern)
+    if len(wanted.copies) < 2 or list(wanted.copies) != sorted(set(wanted.copies)) or wanted.copies[0] < 1:
+        raise BadSettings(f"must be two or more ascending depths, got {wanted.copies}", key="copies")
+    longest = max([wanted.target.prompt, *(prompt for _, prompt in wanted.requests)]) + 1
+    if positions is not None and longest + wanted.target.generate > positions:
+        what = f"a prompt of {longest - 1} and {wanted.target.generate} new tokens"
+        raise BadSettings(f"{what} are more than the {positions} positions of the model", key="prompt")

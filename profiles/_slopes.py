@@ -1,0 +1,57 @@
+"""The time of one copy, from engines of several depths: a line through their medians, and how sure it is.
+
+With two depths N and 2N this is the slope `(T(2N) - T(N)) / N` and the intercept `2 T(N) - T(2N)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.measure import Phase
+
+_Z = 1.96
+WIDE = 0.25  # half width of an interval, as a share of the figure: beyond it is measured again, then flagged
+_NOISE = ("noisy", "shared")  # the clock's flags that a part inherits
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure in ms, the half width of its 95 % interval in ms, and the runs behind it."""
+
+    ms: float
+    half: float
+    runs: int
+    flags: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is positive and narrow."""
+        return self.ms > 0 and self.half <= WIDE * self.ms
+
+
+def through(depths: Sequence[int], phases: Sequence[Phase], reference_ms: float) -> tuple[Found, Found]:
+    """Return slope and intercept of the least-squares line through engines of several depths.
+
+    Args:
+        depths: copies in each engine, ascending, two at least.
+        phases: what the clock found of each, as ratios to the reference engine of the same run.
+        reference_ms: what the reference takes; ratios to it cancel what slowed the machine meanwhile.
+    """
+    d = np.array(depths, dtype=np.float64)
+    ms = np.array([p.ratio for p in phases]) * reference_ms
+    sigma = np.array([p.ratio_high - p.ratio_low for p in phases]) / 2 / _Z * reference_ms
+    weights = (d - d.mean()) / ((d - d.mean()) ** 2).sum()
+    slope, ends = float(weights @ ms), 1 / len(d) - weights * d.mean()
+    runs = min(p.runs for p in phases)
+    flags = tuple(dict.fromkeys(f for p in phases for f in p.flags if f.startswith(_NOISE)))
+    halves = [_Z * float(np.sqrt(((w * sigma) ** 2).sum())) for w in (weights, ends)]
+    return Found(slope, halves[0], runs, flags), Found(float(ends @ ms), halves[1], runs, flags)
+
+
+def plain(phase: Phase, reference_ms: float) -> Found:
+    """Return a whole engine's time on the reference's scale."""
+    half = (phase.ratio_high - phase.ratio_low) / 2 * reference_ms
+    return Found(phase.ratio * reference_ms, half, phase.runs, tuple(f for f in phase.flags if f.startswith(_NOISE)))

@@ -1,0 +1,211 @@
+"""One session of measuring: what a profile lacks is built, timed beside the reference engine, and written at once."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress import measure
+from compress.contracts import Target
+from compress.errors import CompressError
+from compress.measure import Figures, Measurement
+from compress.measure import Phase as Clocked
+from compress.profiling import Wanted
+from profiles._build import Workshop
+from profiles._costs import Phase
+from profiles._file import Document, Measured, Taken, Timing, Whole, write
+from profiles._machine import clock_mhz, here
+from profiles._parts import Choice
+from profiles._planning import Plan
+from profiles._slopes import Found, plain, through
+
+AT_ONCE = 3  # parts that are timed in one run of the clock
+ATTEMPTS = 3  # each with twice the time of the last
+_BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
+
+
+class Unmeasurable(CompressError):
+    """A part whose time could not be told from nothing, however long it was measured."""
+
+
+class Session:
+    """What is measured into one file.
+
+    Args:
+        wanted: the wishes.
+        plan: the parts.
+        document: the profile so far.
+        path: where it is written after every run of the clock; None = nowhere.
+        scratch: for engines; vanishes with the session.
+    """
+
+    def __init__(self, wanted: Wanted, plan: Plan, document: Document, path: Path | None, scratch: Path) -> None:
+        self.wanted, self.plan, self.document, self.path = wanted, plan, document, path
+        self._scratch, self._numbers = scratch, itertools.count()
+        self._built: dict[tuple[tuple[Choice, ...], int | None], Path] = {}
+        self._memory: dict[Choice, float | None] = {}
+        every = (*plan.block, *plan.choices)
+        self._workshop = Workshop(plan.config, wanted.task, every, wanted.target, scratch / "trace", wanted.seed)
+        self._reference = self.engine(plan.block * wanted.copies[0])
+
+    def engine(self, order: Sequence[Choice], vocabulary: int | None = None) -> Path:
+        """Return the engine of some parts, built once."""
+        key = (tuple(order), vocabulary)
+        if key not in self._built:
+            self._built[key] = self._workshop.build(order, self._scratch / f"e{next(self._numbers)}", vocabulary)
+        return self._built[key]
+
+    def run(self, request: tuple[int, int], folders: Sequence[Path], attempt: int = 0) -> Measurement:
+        """Time engines beside the reference, on a request, the longer the later the attempt."""
+        target = self.target(request)
+        seconds = self.wanted.seconds * 2**attempt
+        found = measure.measure([self._reference, *folders], target, processes=self.wanted.processes, seconds=seconds)
+        load, taken = os.getloadavg()[0], self.document.taken
+        span = (min(load, taken.load[0]), max(load, taken.load[1]))
+        self._change_(taken=taken.model_copy(update={"load": span, "clock": found.clock, "cache": found.cache}))
+        return found
+
+    def target(self, request: tuple[int, int]) -> Target:
+        """Return the target with another batch and prompt."""
+        return self.wanted.target.model_copy(update={"batch": request[0], "prompt": request[1]})
+
+    def measure_parts(self, request: tuple[int, int], choices: Sequence[Choice]) -> None:
+        """Measure parts until each is sound, and write them; of those that never are, the doubtful ones flagged.
+
+        Raises:
+            Unmeasurable: a part took no time after the last attempt.
+        """
+        left = list(choices)
+        for attempt in range(ATTEMPTS):
+            found = self.slopes(request, left, attempt)
+            last = attempt == ATTEMPTS - 1
+            for choice, times in found.items():
+                sound = all(t.sound for t in times.values())
+                if sound or (last and all(t.ms > 0 for t in times.values())):
+                    self.keep(choice, request, times)
+                    left.remove(choice)
+            if not left:
+                return
+        worst = found[left[0]]
+        told = ", ".join(f"{phase} {t.ms:.2g} ms, give or take {t.half:.2g}" for phase, t in worst.items())
+        raise Unmeasurable(f"{left[0]}: one more copy takes no time ({told}); give more --copies or --seconds")
+
+    def slopes(
+        self, request: tuple[int, int], choices: Sequence[Choice], attempt: int = 0, *, anew: bool = False
+    ) -> dict[Choice, dict[Phase, Found]]:
+        """Return what one more copy of each part takes; `anew` forgets what the reference took before."""
+        depths = self.wanted.copies
+        folders = [self.engine((c,) * depth) for c in choices for depth in depths]
+        run = self.run(request, folders, attempt)
+        found: dict[Choice, dict[Phase, Found]] = {}
+        for k, choice in enumerate(choices):
+            engines = run.engines[1 + k * len(depths) :][: len(depths)]
+            found[choice] = {
+                phase: through(depths, clocked, self.scale(request, phase, run, anew=anew))[0]
+                for phase, clocked in _phases(engines).items()
+            }
+            self._memory[choice] = _memory(engines, depths)
+        return found
+
+    def measure_base(self, request: tuple[int, int]) -> None:
+        """Measure what is left of the model when its blocks are thought away."""
+        block, vocabulary = self.plan.block, self.plan.vocabulary
+        folders = [self.engine(block * depth, vocabulary) for depth in _BASE_DEPTHS]
+        for attempt in range(ATTEMPTS):
+            run = self.run(request, folders, attempt)
+            times = {
+                phase: through(_BASE_DEPTHS, clocked, self.scale(request, phase, run))[1]
+                for phase, clocked in _phases(run.engines[1:]).items()
+            }
+            if all(t.sound for t in times.values()):
+                break
+        if not all(t.ms > 0 for t in times.values()):
+            raise Unmeasurable(f"{self.plan.base}: takes no time beside its blocks; give more --seconds")
+        self.keep(self.plan.base, request, times)
+
+    def measure_wholes(self, request: tuple[int, int], models: Sequence[tuple[Choice, ...]]) -> None:
+        """Measure whole models of several parts."""
+        run = self.run(request, [self.engine(m, self.plan.vocabulary) for m in models])
+        places = {part.choice: i for i, part in enumerate(self.document.parts)}
+        for picks, engine in zip(models, run.engines[1:], strict=True):
+            parts = tuple(places[c] for c in (self.plan.base, *picks))
+            times = {p: plain(c[0], self.scale(request, p, run)) for p, c in _phases([engine]).items()}
+            timings = _timings(request, times)
+            known = {w.parts: w for w in self.document.wholes}
+            before = known[parts].times if parts in known else ()
+            known[parts] = Whole(parts=parts, times=(*before, *timings))
+            self._change_(wholes=tuple(known.values()))
+        self.save()
+
+    def scale(self, request: tuple[int, int], phase: Phase, run: Measurement, *, anew: bool = False) -> float:
+        """Return what the reference takes: what it took when it was first timed, so that all runs share one scale."""
+        key, now = f"{phase} {request[0]} {request[1]}", _phases(run.engines[:1])[phase][0].ms
+        if anew:
+            return now
+        if key not in self.document.taken.reference:
+            reference = {**self.document.taken.reference, key: now}
+            self._change_(taken=self.document.taken.model_copy(update={"reference": reference}))
+        return self.document.taken.reference[key]
+
+    def keep(self, choice: Choice, request: tuple[int, int], times: Mapping[Phase, Found]) -> None:
+        """Add a part's times to the profile and write it."""
+        parts = {p.choice: p for p in self.document.parts}
+        old = parts.get(choice) or Measured(**choice.model_dump())
+        memory = self._memory.get(choice, old.memory_mib)
+        parts[choice] = old.model_copy(update={"times": (*old.times, *_timings(request, times)), "memory_mib": memory})
+        self._change_(parts=tuple(parts.values()))
+        self.save()
+
+    def save(self) -> None:
+        """Write the profile, if it has a file."""
+        if self.path:
+            write(self.document, self.path)
+
+    def forget(self) -> None:
+        """Delete the engines built so far; the reference stays."""
+        for key, folder in list(self._built.items()):
+            if folder != self._reference:
+                shutil.rmtree(folder)
+                del self._built[key]
+
+    def _change_(self, **changes: Any) -> None:
+        self.document = Document.model_validate({**dict(self.document), **changes})
+
+
+def _phases(engines: Sequence[Figures]) -> dict[Phase, list[Clocked]]:
+    """Return what the clock found of engines, by phase; encoders do not decode."""
+    found: dict[Phase, list[Clocked]] = {"prefill": [e.prefill for e in engines]}
+    if decode := [e.decode for e in engines if e.decode]:
+        found["decode"] = decode
+    return found
+
+
+def _memory(engines: Sequence[Figures], depths: Sequence[int]) -> float | None:
+    """Return the MiB that one more copy takes, where the system tells."""
+    first, last = engines[0].memory_mib, engines[-1].memory_mib
+    return None if first is None or last is None else (last - first) / (depths[-1] - depths[0])
+
+
+def _timings(request: tuple[int, int], times: Mapping[Phase, Found]) -> tuple[Timing, ...]:
+    return tuple(
+        Timing(
+            phase=phase, batch=request[0], length=request[1], ms=t.ms, spread=t.half / t.ms, runs=t.runs,
+            flags=(*t.flags, *([] if t.sound else [f"wide: give or take {t.half / t.ms:.0%}"])),
+        )
+        for phase, t in times.items()
+    )  # fmt: skip
+
+
+def new_document(wanted: Wanted) -> Document:
+    """Return a profile of this machine that holds nothing yet."""
+    load = os.getloadavg()[0]
+    taken = Taken(
+        date=datetime.date.today().isoformat(), load=(load, load), clock_mhz=clock_mhz(), copies=wanted.copies,
+        processes=wanted.processes, seconds=wanted.seconds,
+    )  # fmt: skip
+    return Document(machine=here(wanted.target), taken=taken)

@@ -1,0 +1,165 @@
+"""Takes profiles: real engines in context, a part's time being what one more copy of it adds to an engine.
+
+Every shape is exported once, by the exporter of the target's runtime, with random weights; engines of N and 2N copies
+are stacked of it and timed in fresh processes, in turns with a reference engine (`compress.bench`), so that a busy
+machine bends nothing.  The slope between the depths is the part's time; what is left of the whole model without blocks
+is the base; and whole models of random parts tell what sums of parts miss.  A time that is negative, or not sure, is
+measured again for longer: what stays doubtful is flagged, and what takes no time at all fails.
+
+The file is written after every run of the clock; taken again, a profile is gone on with where it stopped, and what it
+holds is not measured twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.context import Report
+from compress.errors import BadSettings
+from compress.profiling import Profiler, Wanted
+from profiles import _file, roofline
+from profiles._file import Document, Profile
+from profiles._machine import trust
+from profiles._parts import Choice
+from profiles._telling import lines
+
+if TYPE_CHECKING:
+    from profiles._taking import Session
+
+DRIFT = 0.10  # of a time: what two takes may differ by, beside their own intervals
+Request = tuple[int, int]
+
+
+class Measure(Profiler):
+    """Measures on this machine."""
+
+    def take(self, wanted: Wanted, path: Path, report: Report) -> list[str]:
+        """Measure what the file at `path` does not hold yet, write it part by part, and return lines about it.
+
+        Raises:
+            ForeignProfile: the file was taken on something else, and must not be mixed with this machine.
+            UserFault: the model cannot be opened, a wish cannot be, or the runtime is not here.
+            Unmeasurable: a part took no time.
+        """
+        from profiles import _planning, _taking  # seconds of torch, which looking at a profile need not wait for
+
+        plan = _planning.plan(wanted)
+        document = _taking.new_document(wanted)
+        if path.exists():
+            old = _file.read(path)
+            trust(old.name, old.machine, document.machine, allow_foreign=False)
+            document = old.document
+        models = _planning.wholes(plan, wanted.models, wanted.seed)
+        jobs = _jobs(document, plan.requests, (*plan.choices, *plan.block), plan.base, models)
+        if jobs:
+            _with_session(wanted, plan, document, path, lambda session: _work(session, jobs, report))
+        return self.lines(path)
+
+    def check(self, wanted: Wanted, path: Path, report: Report, *, allow_foreign: bool = False) -> list[str]:
+        """Measure a random tenth of a profile again and return lines about how far it has drifted."""
+        from profiles import _planning, _taking
+
+        profile = _file.read(path)
+        told = trust(profile.name, profile.machine, _taking.here(wanted.target), allow_foreign=allow_foreign)
+        plan = _planning.plan(wanted)
+        held = [c for c in plan.choices if c in profile.choices]
+        if not held:
+            raise BadSettings(f"{path}: holds no part of {wanted.model}; nothing can be measured again", key="check")
+        chosen = random.Random(wanted.seed).sample(held, -(-len(held) // 10))
+        found: list[str] = [told] if told else []
+        with report.bar("measuring again", len(chosen)) as bar:
+
+            def again(session: Session) -> None:
+                for choice in chosen:
+                    for request in plan.requests:
+                        found.extend(_drift(profile, choice, request, session))
+                    bar.advance()
+
+            _with_session(wanted, plan, profile.document, None, again)
+        return found
+
+    def lines(self, path: Path | str) -> Sequence[str]:
+        """Return what a profile file, or a table of a datasheet, says, as lines."""
+        if str(path) in roofline.names() and not Path(path).is_file():
+            return roofline.Roofline(sheet=roofline.sheet(str(path))).lines()
+        return lines(_file.read(path))
+
+    def document(self, path: Path | str) -> dict[str, Any]:
+        """Return what a profile file, or a table of a datasheet, says, as plain values."""
+        if str(path) in roofline.names() and not Path(path).is_file():
+            return {"estimated": True, **vars(roofline.sheet(str(path)))}
+        return _file.read(path).document.model_dump(mode="json")
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of profile files."""
+        return Document.model_json_schema()
+
+    def known(self, path: Path | str) -> bool:
+        """Tell whether that is a file, or the name of a table."""
+        return Path(path).is_file() or str(path) in roofline.names()
+
+
+Job = tuple[str, Request, tuple[Any, ...]]
+
+
+def _jobs(
+    document: Document, requests: Sequence[Request], choices: Sequence[Choice], base: Choice, models: Sequence[Any]
+) -> list[Job]:
+    """Return the runs of the clock that are left to do, of each request first parts, then the base, then wholes."""
+    from profiles._taking import AT_ONCE
+
+    held = {p.choice: {(t.batch, t.length) for t in p.times} for p in document.parts}
+    found: list[Job] = []
+    for request in requests:
+        parts = [c for c in dict.fromkeys(choices) if request not in held.get(c, ())]
+        found += [("parts", request, chunk) for chunk in _chunks(parts, AT_ONCE)]
+        if request not in held.get(base, ()):
+            found.append(("base", request, ()))
+        places = {p.choice: i for i, p in enumerate(document.parts)}
+        there = {w.parts for w in document.wholes if request in {(t.batch, t.length) for t in w.times}}
+        left = [m for m in dict.fromkeys(models) if tuple(places.get(c, -1) for c in (base, *m)) not in there]
+        found += [("wholes", request, chunk) for chunk in _chunks(left, AT_ONCE)]
+    return found
+
+
+def _work(session: Session, jobs: Sequence[Job], report: Report) -> None:
+    with report.bar("profiling", len(jobs)) as bar:
+        for kind, request, what in jobs:
+            bar.show(f"{kind}, batch {request[0]}, {request[1]} tokens")
+            match kind:
+                case "parts":
+                    session.measure_parts(request, what)
+                case "base":
+                    session.measure_base(request)
+                case _:
+                    session.measure_wholes(request, what)
+            session.forget()
+            bar.advance()
+
+
+def _drift(profile: Profile, choice: Choice, request: Request, session: Session) -> list[str]:
+    found = []
+    for phase, now in session.slopes(request, [choice], anew=True)[choice].items():
+        was = profile.time(choice, phase, *request)
+        share = now.ms / was.ms - 1
+        allowed = DRIFT + (now.half + was.spread) / was.ms
+        verdict = "DRIFTED" if abs(share) > allowed else "holds"
+        told = f"{was.ms:.3g} ms then, {now.ms:.3g} now ({share:+.0%}, allowed {allowed:.0%})"
+        found.append(f"{verdict}: {choice}, {phase}, batch {request[0]}, {request[1]} tokens: {told}")
+    return found
+
+
+def _with_session(wanted: Wanted, plan: Any, document: Document, path: Path | None, work: Any) -> None:
+    from profiles._taking import Session
+
+    with tempfile.TemporaryDirectory() as scratch:
+        work(Session(wanted, plan, document, path, Path(scratch)))
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
+    return [tuple(itertools.islice(items, start, start + size)) for start in range(0, len(items), size)]
