@@ -43,7 +43,7 @@ def maximise(table: Table, *, start: float = 1.0) -> Dual:
     """Return the maximum of the dual.
 
     Args:
-        table: its constraints on likeness are left out, so the bound holds with them too.
+        table: what must differ counts where it is among the rows (`Table.linear`); the bound holds without them too.
         start: how large prices may be at first; where the best is near the edge, the box grows.
     """
     size = start

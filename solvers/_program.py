@@ -94,7 +94,7 @@ def minimise(
     factor = _LARGEST / scale if stretch is None else 1.0
     loose = [] if stretch is None else [program.add_variable(f"r{b}", 0) for b in range(len(table.room))]
     goal = [(x, factor * table.score[at]) for at, x in picked.items()] if stretch is None else [(r, 1.0) for r in loose]
-    program.setObjective(pulp.LpAffineExpression(goal))
+    program.setObjective(pulp.LpAffineExpression([(x, float(v)) for x, v in goal]))  # zeros too: PuLP wants one
     for g, options in enumerate(np.isfinite(table.score)):
         program.addConstraint(_sum((picked[g, j], 1.0) for j in np.flatnonzero(options)) == 1)
     for b, room in enumerate(table.room):
@@ -109,7 +109,12 @@ def minimise(
 
 
 def _sum(terms: Any) -> Any:
-    return pulp.LpAffineExpression([(x, float(v)) for x, v in terms if v])
+    """Return an expression; PuLP's own constructor would keep only the last of a variable's terms."""
+    added: dict[Any, float] = {}
+    for x, value in terms:
+        if value:
+            added[x] = added.get(x, 0.0) + float(value)
+    return pulp.LpAffineExpression(list(added.items()))
 
 
 def _differ(program: Any, picked: dict[tuple[int, int], Any], table: Table) -> None:

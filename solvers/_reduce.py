@@ -54,15 +54,15 @@ def reduced(table: Table, *, start: Choice | None = None, floor: float = -math.i
         floor: a known bound, scaled.
     """
     small = table.only(~dominated(table))
-    dual = maximise(small)
+    dual = maximise(small.linear())
     best = _best(table, dual, start)
     bound = max(dual.bound, floor)
     if best is None:
-        return Reduced(small, None, bound, dual.prices)
+        return Reduced(small, None, bound, dual.prices[: len(table.room)])
     limit = table.scored(best)
     kept = np.isfinite(small.score) & (dual.bound + dual.reduced <= limit + EPSILON * max(limit, 1.0))
     kept[np.arange(len(best)), best] = True  # a start may hold a dominated option
-    return Reduced(table.only(kept), best, min(bound, limit), dual.prices)
+    return Reduced(table.only(kept), best, min(bound, limit), dual.prices[: len(table.room)])
 
 
 def dominated(table: Table) -> NDArray[np.bool_]:

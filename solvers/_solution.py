@@ -26,7 +26,7 @@ class Solution:
         seconds: wall time of the search.
         solver: its name, with what it ran on.
         prices: budget -> score that one more unit would save at the margin of the linear relaxation (the dual value
-            at the solver's bound; constraints on likeness left out); empty where the solver has no dual.
+            at the solver's bound); empty where the solver has no dual.
     """
 
     picks: Picks

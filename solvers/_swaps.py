@@ -54,8 +54,9 @@ def _pair(table: Table, choice: Choice, reduced: Reals) -> Choice | None:
     real = np.isfinite(table.score[groups, options]) & (options != choice[groups])
     groups, options = groups[real], options[real]
     score = _score_after(table, choice)[groups, options]
-    costs = (table.costs - table.costs[:, np.arange(len(choice)), choice][:, :, None])[:, groups, options]
-    left = table.room + EPSILON - table.used(choice)
+    rows = table.linear()
+    costs = (rows.costs - rows.costs[:, np.arange(len(choice)), choice][:, :, None])[:, groups, options]
+    left = rows.room + EPSILON - rows.used(choice)
     both = score[:, None] + score[None, :]
     fits = (groups[:, None] < groups[None, :]) & (both < -EPSILON)
     for b in range(len(left)):

@@ -86,6 +86,24 @@ class Table:
             equal_layers(alike, choice) <= alike.most for alike in self.alike
         )
 
+    def linear(self) -> Table:
+        """Return the table with what must differ as rows beside the budgets, as far as rows can say it.
+
+        A layer of k slots equals a reference where all k literals hold, so at least `sum of literals - (k - 1)`; that
+        summed over layers is at most `most`.  For layers of one slot this is all; for others a choice may keep the row
+        and not the constraint, never the other way.
+        """
+        costs, room = [self.costs], [self.room]
+        for alike in self.alike:
+            row = np.zeros((1, *self.score.shape))
+            for literals in alike.layers:
+                for g, j in literals:
+                    row[0, g, j] += 1.0
+            free = alike.most + sum(len(literals) - 1 for literals in alike.layers)
+            costs.append(row / row.max())
+            room.append(np.array([free / row.max()]))
+        return replace(self, costs=np.concatenate(costs), room=np.concatenate(room), alike=())
+
 
 def equal_layers(alike: Alike, choice: Choice) -> int:
     """Return how many layers of a choice equal the reference."""

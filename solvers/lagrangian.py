@@ -4,7 +4,7 @@ Formula: max over p >= 0 of sum_i min_j (score[i,j] + p . cost[i,j]) - p . room;
     are swapped into the budgets, then swapped one by one and in pairs for as long as the score falls.
 Paper: A. M. Geoffrion, Lagrangean relaxation for integer programming, 1974.
 Gives: a choice, most often within a percent of the optimum, and a bound that holds for all choices; proven only where
-    the two meet.  Constraints on likeness are in the choice and not in the bound.
+    the two meet.  What must differ is in the bound as far as a linear row can say it.
 Cost: some hundred sweeps over the options, whatever the budgets: no program, no external solver.
 """
 

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import BadProblem, Budget, Infeasible, Option, Problem, Slot, Solution, Solver, Unsolved, least, verify
+from solvers._program import Backend, minimise
+from solvers._table import tabulate
 from solvers.exhaustive import Exhaustive
 from solvers.greedy import Greedy
 from solvers.lagrangian import Lagrangian
@@ -87,11 +89,11 @@ def _limit(rng: np.random.Generator, problem: Problem, cost: str) -> float:
     return max(0.0, math.fsum([problem.base[cost], *costs]) - less)
 
 
-def brute(problem: Problem) -> dict[str, np.ndarray]:
+def brute(problem: Problem) -> dict[str, Any]:
     """All choices at once, of each: the score, totals, and whether all that is asked is kept; nothing of ours."""
     axes = np.meshgrid(*(np.arange(len(s.options)) for s in problem.slots), indexing="ij")
     pick = {s.name: a.ravel() for s, a in zip(problem.slots, axes, strict=True)}
-    found = {"score": sum(np.array([o.score for o in s.options])[pick[s.name]] for s in problem.slots)}
+    found: dict[str, Any] = {"score": sum(np.array([o.score for o in s.options])[pick[s.name]] for s in problem.slots)}
     kept = np.ones(axes[0].size, dtype=bool)
     for cost in COSTS:
         found[cost] = problem.base[cost] + sum(
@@ -120,7 +122,7 @@ def brute(problem: Problem) -> dict[str, np.ndarray]:
     return found | {"fits": kept}
 
 
-def keeps(budget: Budget, totals: np.ndarray) -> np.ndarray:
+def keeps(budget: Budget, totals: Any) -> Any:
     """Counts exactly, as their sums are; others up to 1e-9."""
     return totals <= budget.limit + (0.0 if budget.cost == "parameters" else 1e-9 * budget.limit)
 
@@ -153,6 +155,31 @@ def test_mip_equals_brute_force(backend: Any, reduce: bool) -> None:
             verify(problem, found)
 
     check()
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_the_program_itself_keeps_all_that_is_asked(backend: Any) -> None:
+    """Without this, what it leaves out is only refused afterwards, one choice at a time, and takes forever."""
+
+    @SMALL
+    @given(problems())
+    def check(problem: Problem) -> None:
+        table = tabulate(problem)
+        ended = minimise(table, Backend(name=backend)) if (table.room >= 0).all() else None
+        if ended and ended.choice is not None:
+            assert table.fits(ended.choice)
+            assert ended.objective == pytest.approx(table.scored(ended.choice), rel=1e-9, abs=1e-12)
+
+    check()
+
+
+@SMALL
+@given(problems())
+def test_rows_of_what_must_differ_rule_out_nothing_that_does(problem: Problem) -> None:
+    table = tabulate(problem)
+    rows = table.linear()
+    for choice in itertools.product(*(range(len(names)) for names in table.names)):
+        assert not table.fits(np.array(choice)) or rows.fits(np.array(choice))
 
 
 @SMALL

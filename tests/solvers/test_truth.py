@@ -83,7 +83,7 @@ def test_a_gap_that_is_allowed_is_told() -> None:
 
 
 def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unavailable, match="highs is not installed; pip install highspy, or take cbc"):
         Mip(MipSettings(backend="highs")).solve(two())
     assert Mip(MipSettings(backend="auto")).solve(two()).solver == "mip/cbc"
