@@ -42,7 +42,7 @@ def change(model, tokenizer, calibration: torch.Tensor, method: str, form: str):
     if last not in CONFIGS:
         return mts.export(prune(model, batches, last))
     if first:
-        model = prune(model, batches, "sparsegpt")
+        model = mts.export(prune(model, batches, "sparsegpt"))
     return quantize(model, batches, last, form)
 
 
