@@ -9,7 +9,7 @@ quickstart: .venv/installed
 	$(BIN)/compress run examples/quickstart.toml
 
 test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
