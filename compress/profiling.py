@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ class Profiler(ABC):
         """Measure a random tenth of a profile again and return lines about how far it has drifted."""
 
     @abstractmethod
-    def lines(self, path: Path | str) -> Sequence[str]:
+    def lines(self, path: Path | str) -> list[str]:
         """Return what a profile file, or a table of a datasheet, says, as lines."""
 
     @abstractmethod

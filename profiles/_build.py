@@ -23,7 +23,7 @@ from profiles._parts import Attention, Base, Choice, Part
 from profiles._stack import Names, Pieces, stack, write
 
 GRAPH = "model.onnx"
-SMALL = 256  # tokens of the traced vocabulary, so that the head does not drown the blocks
+SMALL = 251  # tokens of the traced vocabulary: few, so that the head does not drown the blocks, and no size of theirs
 
 
 class Workshop:

@@ -17,8 +17,8 @@ from profiles._fit import Line, between, fit
 from profiles._machine import Machine
 from profiles._parts import Base, Choice
 
-FORMAT = 1
-KIND = "latency profile"
+FORMAT: Literal[1] = 1
+KIND: Literal["latency profile"] = "latency profile"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Z = 1.96
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Line:
     slope: float = 1.0
     residual: float | None = None
     count: int = 0
-    _inverse: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    _inverse: NDArray[np.floating[Any]] | None = field(default=None, repr=False, compare=False)
 
     def at(self, total: float) -> float:
         """Return the prediction for summed parts, in ms."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -146,6 +146,14 @@ Part = Annotated[Attention | Ffn | Base, Field(discriminator="part")]
 Block = Attention | Ffn
 
 
+def _value(read: Callable[[], str]) -> str:
+    """Return what is read, its fault turned into what pydantic collects."""
+    try:
+        return read()
+    except BadSettings as error:
+        raise ValueError(str(error)) from None
+
+
 class Choice(BaseModel):
     """A part with the precision of its linears and the pattern of their zeros; `str` of it is a line to read."""
 
@@ -158,20 +166,21 @@ class Choice(BaseModel):
     @field_validator("precision")
     @classmethod
     def _precision(cls, name: str) -> str:
-        _precision.parse(name)
-        return name
+        return _value(lambda: _precision.parse(name).name)
 
     @field_validator("pattern")
     @classmethod
     def _pattern(cls, pattern: str) -> str:
-        return _precision.check_pattern(pattern)
+        return _value(lambda: _precision.check_pattern(pattern))
 
     def bytes_with(self, floats: int) -> int:
         """Return what the tensors take in a graph whose floats have so many bytes; the base is never codes."""
         found = _precision.parse(self.precision)
         width = {"fp32": 4, "fp16": 2}.get(self.precision, floats)
         part, grid = self.part, found.grid
-        if grid is None or isinstance(part, Base):
+        if isinstance(part, Base):
+            return floats * part.parameters
+        if grid is None:
             return width * part.parameters
         codes = sum(rows * -(-inputs * _precision.stored(grid.bits) // 8) for rows, inputs in part.linears)
         scales = sum(rows * groups(inputs, grid.group_size) for rows, inputs in part.linears)

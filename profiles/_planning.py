@@ -77,24 +77,25 @@ def wholes(plan: Plan, count: int, seed: int) -> list[tuple[Choice, ...]]:
     rng, found = random.Random(seed), []
     attention = [c for c in plan.choices if isinstance(c.part, Attention)]
     ffn = [c for c in plan.choices if isinstance(c.part, Ffn)]
+    kinds = sorted({k for c in plan.choices if (k := _kernels(c))})
     for _ in range(count):
-        kernels = _precision.parse(rng.choice(plan.choices).precision)
+        kernels = rng.choice(kinds) if kinds else None  # one engine multiplies all its codes by one kind of kernels
         depth = rng.randint(2, max(2, min(plan.blocks, _DEEPEST)))
         picks: list[Choice] = []
         for _ in range(depth):
             missing = rng.choice(("attention", "ffn", "", "", ""))
             for name, options in (("attention", attention), ("ffn", ffn)):
-                fitting = [c for c in options if _together(c, kernels)]
+                fitting = [c for c in options if _kernels(c) in (None, kernels)]
                 if fitting and name != missing:
                     picks.append(rng.choice(fitting))
         found.append(tuple(picks) or plan.block)
     return found
 
 
-def _together(choice: Choice, kernels: _precision.Precision) -> bool:
-    """Tell whether a choice may be in one engine with those of some kernels."""
+def _kernels(choice: Choice) -> str | None:
+    """Return which kernels multiply by a choice's codes, None where there are none."""
     own = _precision.parse(choice.precision)
-    return own.grid is None or kernels.grid is None or own.kernels == kernels.kernels
+    return own.kernels if own.grid else None
 
 
 def _narrower(own: Sequence[Part], wanted: Wanted) -> list[Part]:
@@ -113,7 +114,8 @@ def _narrower(own: Sequence[Part], wanted: Wanted) -> list[Part]:
 
 def _check(wanted: Wanted, positions: int | None) -> None:
     for name in wanted.precisions:
-        _precision.parse(name)
+        if _precision.parse(name).grid is None and name != wanted.target.precision:
+            raise BadSettings(f"the target's graph is {wanted.target.precision}, got {name!r}", key="precision")
     for pattern in wanted.patterns:
         _precision.check_pattern(pattern)
     if len(wanted.copies) < 2 or list(wanted.copies) != sorted(set(wanted.copies)) or wanted.copies[0] < 1:

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress.errors import CompressError
 from compress.measure import Phase
 
 _Z = 1.96
 WIDE = 0.25  # half width of an interval, as a share of the figure: beyond it is measured again, then flagged
-_NOISE = ("noisy", "shared")  # the clock's flags that a part inherits
+_SHARED = "shared"  # the clock's flag of a machine that others use; noise is in the interval already
+
+
+class Unmeasurable(CompressError):
+    """A part whose time could not be told from nothing, however long it was measured."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def through(depths: Sequence[int], phases: Sequence[Phase], reference_ms: float)
     weights = (d - d.mean()) / ((d - d.mean()) ** 2).sum()
     slope, ends = float(weights @ ms), 1 / len(d) - weights * d.mean()
     runs = min(p.runs for p in phases)
-    flags = tuple(dict.fromkeys(f for p in phases for f in p.flags if f.startswith(_NOISE)))
+    flags = tuple(f for p in phases for f in p.flags if f.startswith(_SHARED))[:1]
     halves = [_Z * float(np.sqrt(((w * sigma) ** 2).sum())) for w in (weights, ends)]
     return Found(slope, halves[0], runs, flags), Found(float(ends @ ms), halves[1], runs, flags)
 
@@ -54,4 +59,4 @@ def through(depths: Sequence[int], phases: Sequence[Phase], reference_ms: float)
 def plain(phase: Phase, reference_ms: float) -> Found:
     """Return a whole engine's time on the reference's scale."""
     half = (phase.ratio_high - phase.ratio_low) / 2 * reference_ms
-    return Found(phase.ratio * reference_ms, half, phase.runs, tuple(f for f in phase.flags if f.startswith(_NOISE)))
+    return Found(phase.ratio * reference_ms, half, phase.runs, tuple(f for f in phase.flags if f.startswith(_SHARED)))

@@ -111,6 +111,9 @@ class Pieces:
         """Return what a block reads of those before it, in the order in which it was computed."""
         read = {v for n in self.nodes[level] for v in n.inputs if v is not None and not v.is_initializer()}
         before = {v for v in read if 0 <= self._levels.get(v, -1) < level}
+        if far := [v for v in before if self._levels[v] < level - 1]:
+            names = ", ".join(str(v.name) for v in far)
+            raise CompressError(f"the traced model cannot be cut between its blocks: {names} pass over one")
         if not before:
             before = {v for v in read if self._levels.get(v) == -1 and v in self._embedded}
         places = {id(o): k for k, node in enumerate(self.model.graph) for o in node.outputs}
@@ -202,7 +205,7 @@ class _Stack:
             if old.is_graph_output():
                 found = _PRESENT.match(old.name or "")
                 new.name = f"present.{place}.{found[2]}" if found else old.name
-                new.dtype, new.shape = old.dtype, self._resized(old.shape)
+                new.type, new.shape = old.type, self._resized(old.shape)
             scope[old] = new
         self._nodes.append(made)
 

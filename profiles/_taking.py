@@ -12,7 +12,6 @@ from typing import Any
 
 from compress import measure
 from compress.contracts import Target
-from compress.errors import CompressError
 from compress.measure import Figures, Measurement
 from compress.measure import Phase as Clocked
 from compress.profiling import Wanted
@@ -22,15 +21,11 @@ from profiles._file import Document, Measured, Taken, Timing, Whole, write
 from profiles._machine import clock_mhz, here
 from profiles._parts import Choice
 from profiles._planning import Plan
-from profiles._slopes import Found, plain, through
+from profiles._slopes import Found, Unmeasurable, plain, through
 
 AT_ONCE = 3  # parts that are timed in one run of the clock
 ATTEMPTS = 3  # each with twice the time of the last
 _BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
-
-
-class Unmeasurable(CompressError):
-    """A part whose time could not be told from nothing, however long it was measured."""
 
 
 class Session:
@@ -74,11 +69,11 @@ class Session:
         """Return the target with another batch and prompt."""
         return self.wanted.target.model_copy(update={"batch": request[0], "prompt": request[1]})
 
-    def measure_parts(self, request: tuple[int, int], choices: Sequence[Choice]) -> None:
-        """Measure parts until each is sound, and write them; of those that never are, the doubtful ones flagged.
+    def measure_parts(self, request: tuple[int, int], choices: Sequence[Choice]) -> list[str]:
+        """Measure parts until each is sound, and write them; what stays wide after the last attempt is flagged.
 
-        Raises:
-            Unmeasurable: a part took no time after the last attempt.
+        Returns:
+            A line for each part that took no time even then; it is not written.
         """
         left = list(choices)
         for attempt in range(ATTEMPTS):
@@ -90,10 +85,16 @@ class Session:
                     self.keep(choice, request, times)
                     left.remove(choice)
             if not left:
-                return
-        worst = found[left[0]]
-        told = ", ".join(f"{phase} {t.ms:.2g} ms, give or take {t.half:.2g}" for phase, t in worst.items())
-        raise Unmeasurable(f"{left[0]}: one more copy takes no time ({told}); give more --copies or --seconds")
+                break
+        told = {
+            c: ", ".join(f"{p} {t.ms:.2g} ms, give or take {t.half:.2g}" for p, t in found[c].items()) for c in left
+        }
+        return [f"{c}: one more copy takes no time ({t}); give more --copies or --seconds" for c, t in told.items()]
+
+    def holds(self, request: tuple[int, int], picks: Sequence[Choice]) -> bool:
+        """Tell whether all parts of a whole model are in the profile, for a request."""
+        held = {p.choice for p in self.document.parts if request in {(t.batch, t.length) for t in p.times}}
+        return {self.plan.base, *picks} <= held
 
     def slopes(
         self, request: tuple[int, int], choices: Sequence[Choice], attempt: int = 0, *, anew: bool = False

@@ -24,8 +24,9 @@ from compress.errors import BadSettings
 from compress.profiling import Profiler, Wanted
 from profiles import _file, roofline
 from profiles._file import Document, Profile
-from profiles._machine import trust
+from profiles._machine import here, trust
 from profiles._parts import Choice
+from profiles._slopes import Unmeasurable
 from profiles._telling import lines
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class Measure(Profiler):
 
     def check(self, wanted: Wanted, path: Path, report: Report, *, allow_foreign: bool = False) -> list[str]:
         """Measure a random tenth of a profile again and return lines about how far it has drifted."""
-        from profiles import _planning, _taking
+        from profiles import _planning
 
         profile = _file.read(path)
-        told = trust(profile.name, profile.machine, _taking.here(wanted.target), allow_foreign=allow_foreign)
+        told = trust(profile.name, profile.machine, here(wanted.target), allow_foreign=allow_foreign)
         plan = _planning.plan(wanted)
         held = [c for c in plan.choices if c in profile.choices]
         if not held:
@@ -83,7 +84,7 @@ class Measure(Profiler):
             _with_session(wanted, plan, profile.document, None, again)
         return found
 
-    def lines(self, path: Path | str) -> Sequence[str]:
+    def lines(self, path: Path | str) -> list[str]:
         """Return what a profile file, or a table of a datasheet, says, as lines."""
         if str(path) in roofline.names() and not Path(path).is_file():
             return roofline.Roofline(sheet=roofline.sheet(str(path))).lines()
@@ -128,18 +129,21 @@ def _jobs(
 
 
 def _work(session: Session, jobs: Sequence[Job], report: Report) -> None:
+    failed: list[str] = []
     with report.bar("profiling", len(jobs)) as bar:
         for kind, request, what in jobs:
             bar.show(f"{kind}, batch {request[0]}, {request[1]} tokens")
             match kind:
                 case "parts":
-                    session.measure_parts(request, what)
+                    failed += session.measure_parts(request, what)
                 case "base":
                     session.measure_base(request)
                 case _:
-                    session.measure_wholes(request, what)
+                    session.measure_wholes(request, [m for m in what if session.holds(request, m)])
             session.forget()
             bar.advance()
+    if failed:
+        raise Unmeasurable("\n".join(failed))
 
 
 def _drift(profile: Profile, choice: Choice, request: Request, session: Session) -> list[str]:

@@ -30,7 +30,10 @@ from profiles._machine import ForeignProfile
 from profiles._parts import Attention, Base, Choice
 
 TABLES = Path(__file__).with_name("tables")
-SHARE = {"prefill": 0.5, "decode": 0.7}  # of the roof that a phase is assumed to reach, until measured points tell
+SHARE: Mapping[Phase, float] = {
+    "prefill": 0.5,
+    "decode": 0.7,
+}  # of the roof that a phase is assumed to reach, until measured points tell
 CERTAIN = 2.0  # an estimate is taken to be right within this factor, until measured points tell
 
 
@@ -76,7 +79,7 @@ class Roofline(Costs):
     sheet: Sheet
     threads: int = 1
     floats: str = "fp32"
-    shares: Mapping[str, float] | None = None
+    shares: Mapping[Phase, float] | None = None
     factor: float = CERTAIN
     estimated = True
 
@@ -96,7 +99,7 @@ class Roofline(Costs):
     def calibrated(self, profile: Profile) -> Roofline:
         """Return the estimates with the shares that measured points reached, of whatever shapes there are."""
         bare = replace(self, shares={"prefill": 1.0, "decode": 1.0})
-        reached: dict[str, list[float]] = {"prefill": [], "decode": []}
+        reached: dict[Phase, list[float]] = {"prefill": [], "decode": []}
         for part in profile.document.parts:
             for t in part.times:
                 reached[t.phase].append(bare.time(part.choice, t.phase, t.batch, t.length).ms / t.ms)
@@ -108,7 +111,8 @@ class Roofline(Costs):
         """Return the peak of what is multiplied: of codes alone, the floats that they become; else 8 bits."""
         precision, peaks = _precision.parse(choice.precision), self.sheet.peak_tflops
         dynamic = precision.grid is not None and precision.grid.activation == "dynamic"
-        wanted = "int8" if dynamic else self.floats if precision.grid else choice.precision
+        floats = precision.grid is not None or isinstance(choice.part, Base)
+        wanted = "int8" if dynamic else self.floats if floats else choice.precision
         peak = peaks.get(wanted, peaks["fp32"])
         if self.sheet.cores:
             peak *= min(self.threads, self.sheet.cores) / self.sheet.cores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from compress.profiling import Wanted
 
 
-def _numbers(name: str, what: str) -> Any:
+def _numbers(name: str, what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(name, type=click.IntRange(min=1), multiple=True, help=f"{what}; repeats.")
 
 
@@ -94,8 +95,8 @@ def _wanted(
         given["target"] = own = own.model_copy(update=changes)
     requests = [(b, p) for b in (own.batch, *batch) for p in (own.prompt, *prompt)]
     return Wanted(
-        **given, requests=tuple(dict.fromkeys(requests)), precisions=precisions or (own.precision,), patterns=patterns or ("dense",),
-        copies=tuple(int(n) for n in copies.split(",")), **rest,
+        **given, requests=tuple(dict.fromkeys(requests)), copies=tuple(int(n) for n in copies.split(",")),
+        precisions=precisions or (own.precision,), patterns=patterns or ("dense",), **rest,
     )  # fmt: skip
 
 
