@@ -18,8 +18,9 @@ logarithms of steps and the distance to the parent are ours.
 Cost: three large products a linear and step where LoRA has two, beside rounding twice; the memory of LoRA on floats,
 for neither rounded weights nor their gradients are ever whole.  `kl` and `both` hold the dense parent too.
 Keeps: masks, and every zero under them in the codes; all that is not quantized bit for bit.  Dropout is off.
-Helps: where rounding alone costs quality, the more the fewer the bits; after pruning; on top of codes from another pass
-with `again = true`, which starts from these.
+Helps: where rounding alone costs quality, the more the fewer the bits; after pruning.  Best on top of the codes of
+`gptq`, with `again = true`: it starts from these.  By itself it starts from rounding to nearest, which a short training
+does not bring to where `gptq` is, and `warm_steps` bring nearer.
 Hurts: nothing to gain at 8 bits; long training with the task's loss on few data leaves the dense model behind; a real
 offset has no place in TensorRT, nor in any kernel of integers alone.
 """

@@ -15,6 +15,7 @@ class L4QSettings(QuantSettings, TaskSettings):
 
     rank: int = Field(4, ge=1, description="rank of the update of each linear")
     alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; empty = 2 * rank")
+    lr: float = Field(3e-3, gt=0, description="highest learning rate of A and B")
     lr_steps: float = Field(
         5e-3, gt=0, description="highest learning rate of the steps' logarithms: about their relative change in a step"
     )
