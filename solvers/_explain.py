@@ -97,6 +97,10 @@ def _together(problem: Problem) -> dict[Budget, Least]:
 def _nearest(problem: Problem) -> dict[str, float]:
     """Return limits that a choice keeps, the sum of their relative loosenings least; empty where none is found."""
     table = tabulate(problem)
+    any_ = np.zeros(len(table.groups), dtype=np.intp)
+    total = totals(problem, table.picks(any_))
+    above = np.array([b.limit - total[b.cost] for b in problem.budgets])
+    table = replace(table, room=table.used(any_) + above / table.cost_units)  # to the limit itself, not beside it
     size = np.array([b.limit or abs(problem.base[b.terms[0]]) or 1.0 for b in problem.budgets])
     ended = minimise(table, _engine(), stretch=size / table.cost_units)
     if ended.choice is None:

@@ -1,8 +1,8 @@
 """The choice as a mixed-integer program, through PuLP: CBC, which PuLP brings, or HiGHS where it is installed.
 
-Both are asked for no gap and given rows whose largest entries are 1000, so that their tolerances of 1e-7 and 1e-9 are
-1e-10 and less of any cost.  Neither is believed: what a stop means is read from `sol_status`, as PuLP calls a stop
-with an incumbent optimal, and the bound from the solver itself.
+Both are asked for no gap, for integers up to 1e-9 (with 1e-6, 0.999999 of an option is 1, and a budget is exceeded by a
+millionth of it), and given rows whose largest entries are 1000.  Neither is believed: what a stop means is read from
+`sol_status`, as PuLP calls a stop with an incumbent optimal, the bound from the solver, and every choice is recomputed.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _by_cbc(program: Any, engine: Backend) -> float:
         log = Path(folder) / "log"
         solver = _cbc(
             msg=False, gapRel=engine.gap, gapAbs=0.0, threads=engine.threads, timeLimit=engine.seconds,
-            logPath=str(log), options=["increment 1e-7"],
+            logPath=str(log), options=["increment 1e-7", "integerTolerance 1e-9"],
         )  # fmt: skip
         solver.tmpDir = folder
         program.solve(solver)

@@ -138,7 +138,7 @@ def _budgets(
         shifted = np.where(np.isfinite(raw), raw - least, 0.0)
         unit = float(shifted.max()) or 1.0
         costs[b] = shifted / unit
-        room.append(_room(problem, budget, least) / unit)
+        room.append(_between(shifted, _room(problem, budget, least)) / unit)
         units.append(unit)
     return costs, np.array(room), np.array(units)
 
@@ -146,6 +146,17 @@ def _budgets(
 def _room(problem: Problem, budget: Budget, least: Reals) -> float:
     forgiven = 0.0 if budget.cost in EXACT else TOLERANCE / 2 * budget.limit  # of all that `keeps` forgives, half
     return math.fsum([budget.limit, forgiven, *(-problem.base[c] for c in budget.terms), *(-least[:, 0])])
+
+
+def _between(costs: Reals, room: float) -> float:
+    """Return a room that says the same of costs that are whole numbers, halfway between two sums that they can have.
+
+    No tolerance of a program's then lets the next sum through.
+    """
+    if not (costs == np.floor(costs)).all() or costs.max() > 2**53:
+        return room
+    step = float(np.gcd.reduce(costs.astype(np.int64), axis=None)) or 1.0
+    return step * (math.floor(room / step) + 0.5)
 
 
 def _summed(

@@ -13,11 +13,8 @@ GOALS = {("80 x 54", 2): 1.0, ("80 x 162", 3): 10.0}  # seconds
 def render(setup: Row, rows: Mapping[str, Row]) -> str:
     """Return the page."""
     told = "; ".join(f"{k} {v}" for k, v in setup.items())
-    parts = [
-        f"Setup: {told}. Seconds are those of the processor (wall), median and worst over seeds.",
-        "",
-        *_sizes(rows),
-    ]
+    told += ". Seconds are the processor's (wall in brackets), median … worst over seeds."
+    parts = [f"Setup: {told}", "", *_sizes(rows)]
     if several := [r for r in rows.values() if r["way"] in ("front", "diverse")]:
         parts += ["", "## Several solutions of one problem, CBC", "", *_several(several)]
     if plain := [r for r in rows.values() if r["way"].startswith(("plain-", "hard:"))]:

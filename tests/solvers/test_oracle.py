@@ -167,7 +167,7 @@ def test_the_program_itself_keeps_all_that_is_asked(backend: Any) -> None:
         table = tabulate(problem)
         ended = minimise(table, Backend(name=backend)) if (table.room >= 0).all() else None
         if ended and ended.choice is not None:
-            assert table.fits(ended.choice)
+            assert replace(table, room=table.room + 1e-6).fits(ended.choice), "but for the program's tolerance"
             assert ended.objective == pytest.approx(table.scored(ended.choice), rel=1e-9, abs=1e-12)
 
     check()
