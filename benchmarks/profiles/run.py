@@ -1,0 +1,148 @@
+"""Predicted against measured latency of whole heterogeneous engines, beside counts of operations and of parameters.
+
+    python -m benchmarks.profiles.run --out benchmarks/profiles/results.json
+    python -m benchmarks.profiles.run --quick                 # a minute, to see that it works
+
+A profile is taken of all parts; whole models of one seed fit what sums of parts miss, and whole models of another seed,
+none of them among the first, are predicted and then measured, twice each.  A line through the operations, or the
+parameters, of the first set predicts the second likewise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.contracts import Target
+from compress.measure import digits
+from compress.pipeline.console import Console
+from compress.profiling import Wanted
+from profiles import Choice, Profile, _planning, read
+from profiles._fit import fit
+from profiles._taking import AT_ONCE, Session
+from profiles.measure import Measure
+from profiles.roofline import operations
+
+FIT_SEED, TEST_SEED = 0, 1
+FULL: dict[str, Any] = {
+    "model": "demo", "target": Target(prompt=32, generate=32), "requests": ((1, 128), (4, 32), (4, 128)),
+    "kv_heads": (1,), "neurons": (256, 512), "precisions": ("fp32", "int4-g32", "int8-dynamic"),
+    "models": 12, "seconds": 0.5, "processes": 2, "seed": FIT_SEED,
+}  # fmt: skip
+QUICK: dict[str, Any] = {**FULL, "requests": (), "neurons": (256,), "kv_heads": (), "precisions": ("fp32",),
+                         "models": 5, "seconds": 0.2, "processes": 1}  # fmt: skip
+Count = Callable[[Choice, int, int, int], float]
+COUNTS: dict[str, Count] = {
+    "operations": operations,
+    "parameters": lambda choice, *_: float(choice.part.parameters),
+}
+
+
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Kendall's tau: pairs in the same order less those in the other, as a share of all."""
+    x, y = (np.sign(np.subtract.outer(v, v)) for v in (a, b))
+    above = np.triu_indices(len(a), 1)
+    return float((x * y)[above].mean())
+
+
+def errors(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
+    """Return how far predictions are off, as shares of what was measured, and how well they order."""
+    off = np.abs(np.array(predicted) / np.array(measured) - 1)
+    return {"median": float(np.median(off)), "worst": float(off.max()), "tau": kendall(predicted, measured)}
+
+
+def counted(count: Count, parts: Sequence[Choice], phase: str, batch: int, length: int) -> float:
+    """Return a count of a whole model in a phase."""
+    new, past = (length, 0) if phase == "prefill" else (1, length)
+    return sum(count(c, batch, new, past) for c in parts)
+
+
+def measured(
+    wanted: Wanted, profile: Profile, models: Sequence[tuple[Choice, ...]]
+) -> list[dict[tuple[str, int, int], float]]:
+    """Return what whole models take, ms by phase, batch and length, on the scale of the profile."""
+    plan, known = _planning.plan(wanted), len(profile.document.wholes)
+    with tempfile.TemporaryDirectory() as scratch:
+        session = Session(wanted, plan, profile.document, None, Path(scratch))
+        for start in range(0, len(models), AT_ONCE):
+            for request in plan.requests:
+                session.measure_wholes(request, models[start : start + AT_ONCE])
+            session.forget()
+    found = {w.parts: {t.key: t.ms for t in w.times} for w in session.document.wholes[known:]}
+    places = {p.choice: i for i, p in enumerate(profile.document.parts)}
+    return [dict(found[tuple(places[c] for c in (profile.base, *m))]) for m in models]
+
+
+def judge(profile: Profile, models: Sequence[tuple[Choice, ...]], takes: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return the errors of each predictor, by phase, batch and length, and how far two takes are apart."""
+    every = [p.choice for p in profile.document.parts]
+    rows: dict[str, Any] = {}
+    for key in takes[0][0]:
+        phase, batch, length = key
+        truth = [float(np.mean([take[i][key] for take in takes])) for i in range(len(models))]
+        target = Target(batch=batch, prompt=length, generate=1)
+        predicted = [profile.predict(m, profile.base, target)[f"{phase}_ms"] for m in models]
+        row = {"profile": errors([p.ms for p in predicted], truth)}
+        row["profile"]["inside"] = float(np.mean([p.low <= t <= p.high for p, t in zip(predicted, truth, strict=True)]))
+        summed = [sum(profile.time(c, phase, batch, length).ms for c in (profile.base, *m)) for m in models]
+        row["sum of parts alone"] = errors(summed, truth)
+        for name, count in COUNTS.items():
+            known = [
+                (counted(count, [every[i] for i in w.parts], phase, batch, length), t.ms)
+                for w in profile.document.wholes
+                for t in w.times
+                if t.key == key
+            ]
+            line = fit(*zip(*known, strict=True))
+            guessed = [line.at(counted(count, (profile.base, *m), phase, batch, length)) for m in models]
+            row[name] = errors(guessed, truth)
+        apart = [abs(a[key] / b[key] - 1) for a, b in zip(takes[0], takes[-1], strict=True)]
+        rows[f"{phase} {batch} x {length}"] = {**row, "repeat": float(np.median(apart))}
+    return rows
+
+
+def lines(rows: dict[str, Any]) -> list[str]:
+    """Return the results as a table."""
+    found = ["| phase, batch x tokens | predictor | median error | worst | Kendall tau |", "|---|---|---|---|---|"]
+    for key, row in rows.items():
+        for name, e in row.items():
+            if name == "repeat":
+                found.append(f"| {key} | (two takes of the same engines) | {e:.1%} | | |")
+            else:
+                found.append(f"| {key} | {name} | {e['median']:.1%} | {e['worst']:.1%} | {digits(e['tau'], 2)} |")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--profile", type=Path, default=Path("runs/benchmark-profile.json"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--models", type=int, default=14, help="whole models that are predicted")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    wanted = Wanted(**(QUICK if args.quick else FULL))
+    args.profile.parent.mkdir(parents=True, exist_ok=True)
+    report = Console(args.profile.with_suffix(".log"))
+    Measure().take(wanted, args.profile, report)
+    profile, plan = read(args.profile), _planning.plan(wanted)
+    seen = set(_planning.wholes(plan, wanted.models, FIT_SEED))
+    models = [m for m in _planning.wholes(plan, 10 * args.models, TEST_SEED) if m not in seen][: args.models]
+    assert isinstance(profile, Profile)
+    takes = [measured(wanted, profile, models) for _ in range(2)]
+    rows = judge(profile, models, takes)
+    for line in lines(rows):
+        report.say(line)
+    if args.out:
+        document = profile.document.model_dump(mode="json", include={"machine", "taken"})
+        content = {**document, "models": [[str(c) for c in m] for m in models], "rows": rows}
+        args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
