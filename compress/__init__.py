@@ -14,6 +14,7 @@ Everything that the command line does is one call; nothing heavy is imported bef
     compress export SOURCE FOLDER   compress.export(source, folder)
     compress list [NAME]            compress.catalogue(), compress.card(name)
     compress show PATH              compress.show(path)
+    compress profile SOURCE -o FILE compress.profiling.profiler().take(wanted, file, report)
     compress doctor                 compress.doctor.doctor()
 """
 

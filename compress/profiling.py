@@ -99,7 +99,7 @@ def of_pipeline(file: Path | str, target: str | None = None) -> dict[str, Any]:
         BadPipeline: the file has faults.
         BadSettings: it has no such target.
     """
-    from compress import settings
+    from compress import loading, settings
 
     opened = settings.read(file)
     facts = settings.check(opened)
@@ -110,5 +110,8 @@ def of_pipeline(file: Path | str, target: str | None = None) -> dict[str, Any]:
     chosen = opened.targets[names.index(target) if target else 0]
     layouts = tuple(dict.fromkeys(f.layout for f in facts))
     grids = tuple(dict.fromkeys(g for f in facts for fact in f.grids.values() for g in fact.possible))
-    about = {"model": opened.model.source, "task": opened.model.task, "target": chosen}
+    source = opened.model.source
+    if opened.model.revision:
+        source = str(loading.locate(source, opened.model.revision))
+    about = {"model": source, "task": opened.model.task, "target": chosen}
     return {**about, "layouts": layouts, "grids": grids}

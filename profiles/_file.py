@@ -78,7 +78,7 @@ class Taken(_Record):
     copies: tuple[int, ...] = Field((), description="depths between which a part's time is the slope")
     processes: int = Field(1, ge=1, description="fresh processes per measurement")
     seconds: float = Field(1.0, gt=0, description="aimed at, per phase and process")
-    reference: dict[str, Positive] = Field({}, description="ms of the reference engine, per phase, batch and length")
+    reference: dict[str, Positive] = Field({}, description="ms of the reference engine, by phase, request and engine")
 
 
 class Document(_Record):

@@ -145,7 +145,9 @@ class Session:
 
     def scale(self, request: tuple[int, int], phase: Phase, run: Measurement, *, anew: bool = False) -> float:
         """Return what the reference takes: what it took when it was first timed, so that all runs share one scale."""
-        key, now = f"{phase} {request[0]} {request[1]}", _phases(run.engines[:1])[phase][0].ms
+        made = " + ".join(map(str, self.plan.block))
+        key = f"{phase} {request[0]} x {request[1]}, {self.wanted.copies[0]} copies of {made}"
+        now = _phases(run.engines[:1])[phase][0].ms
         if anew:
             return now
         if key not in self.document.taken.reference:

@@ -21,7 +21,7 @@ def lines(profile: Profile) -> list[str]:
         f"{profile.name}: latency profile of {machine.device}, {machine.model}, {machine.cores} cores",
         f"  {machine.runtime} {machine.version}, {machine.threads} threads, {machine.precision}, taken {taken.date}, "
         f"load {taken.load[0]:.1f} to {taken.load[1]:.1f}",
-        f"  {taken.clock or 'no clock'}, slopes between {' and '.join(map(str, taken.copies))} copies, "
+        f"  {taken.clock or 'no clock'}, slopes between {', '.join(map(str, taken.copies))} copies, "
         f"{taken.processes} processes; ms with half the 95 % interval",
         *_table(rows),
         *_line_lines(profile, keys),

@@ -54,7 +54,9 @@ class Measure(Profiler):
         if path.exists():
             old = _file.read(path)
             trust(old.name, old.machine, document.machine, allow_foreign=False)
-            document = old.document
+            copies = tuple(sorted({*old.document.taken.copies, *wanted.copies}))
+            taken = old.document.taken.model_copy(update={"copies": copies})
+            document = old.document.model_copy(update={"taken": taken})
         models = _planning.wholes(plan, wanted.models, wanted.seed)
         jobs = _jobs(document, plan.requests, (*plan.choices, *plan.block), plan.base, models)
         if jobs:

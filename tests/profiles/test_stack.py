@@ -80,7 +80,7 @@ def _reordered(model: PreTrainedModel, order: list[int]) -> PreTrainedModel:
 ORDERS = ([0, 1, 2, 3], [3, 2, 0, 0, 1, 1], [2], [1, 3, 1], [1, 0])
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), "gpt2"])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3", "gpt2"))])
 def test_a_stack_computes_what_such_a_model_does(family: str, shop: Any, tmp_path: Path) -> None:
     workshop, model = shop(family)
     for number, order in enumerate(ORDERS):
