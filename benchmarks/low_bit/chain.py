@@ -41,13 +41,13 @@ CHAINS: dict[str, Steps] = {
     "sparsegpt, rtn": (*SPARSE, ("rtn", {})),
     "sparsegpt, gptq": (*SPARSE, ("gptq", {})),
     "sparsegpt, l4q kl": (*SPARSE, ("l4q", {"loss": "kl"})),
-    "sparsegpt, perp, l4q": (*SPARSE, ("perp", {"train": ["norms", "mask_lora"], "rank": RANK}), ("l4q", {})),
+    "sparsegpt, perp, l4q": (*SPARSE, ("perp", {"train": ["norms", "mask_lora"], "rank": RANK}), ("l4q", {"loss": "lm"})),
     "sparsegpt, perp reconstruct, l4q kl": (
         *SPARSE,
         ("perp", {"train": ["norms", "mask_lora"], "rank": RANK, "mode": "reconstruct"}),
         ("l4q", {"loss": "kl"}),
     ),
-    "sparsegpt, recover full, l4q": (*SPARSE, ("recover", {"method": "full"}), ("l4q", {})),
+    "sparsegpt, recover full, l4q": (*SPARSE, ("recover", {"method": "full"}), ("l4q", {"loss": "lm"})),
     CONTROL: (("recover", {"method": "full"}),),
     "dense, lora": (("perp", {"train": ["norms", "lora"], "rank": RANK}),),
 }

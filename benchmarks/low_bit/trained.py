@@ -26,7 +26,7 @@ from compress.errors import Diverged
 from passes._train import TrainSettings
 
 LORA = "lora, 16 bits"
-# Name in the tables -> steps one after the other: a pass, or a rival's training.
+# Name in the tables -> what is done one after the other: a pass, or a rival's training; trainings share the steps.
 METHODS: dict[str, tuple[str, ...]] = {
     LORA: ("lora",),
     "gptq": ("gptq",),
@@ -36,6 +36,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "qat-lora": ("qat-lora",),
     "l4q": ("l4q",),
     "gptq, l4q": ("gptq", "l4q"),
+    "lora, merged, gptq, l4q": ("lora", "gptq", "l4q"),
 }
 PASSES = ("gptq", "l4q")
 GRIDS, QUICK = ("W3 g64", "W4 g64", "W2 g64"), ("W3 g64",)
@@ -123,7 +124,8 @@ def _finish(results: Results, cell: Cell, case: Path, ids: Mapping[str, Tensor])
 def made(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Artifact:
     """Return what a cell leaves."""
     artifact = opened(case)
-    given: dict[str, Any] = {"steps": cell.steps, "batch": BATCH, "checkpoint_every": 10**6}
+    trainings = sum(use != "gptq" for use in METHODS[cell.method])
+    given: dict[str, Any] = {"steps": cell.steps // max(trainings, 1), "batch": BATCH, "checkpoint_every": 10**6}
     given |= {"lr": cell.lr} if cell.lr else {}
     for use in METHODS[cell.method]:
         with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +135,7 @@ def made(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Artifact:
                 artifact = rivals.train(artifact, make, TrainSettings(**given), context)
             else:
                 settings = {**Grid.of(cell.grid)._asdict(), "again": True}
-                settings |= {**given, "rank": RANK} if use == "l4q" else {}
+                settings |= {**given, "rank": RANK, "loss": "lm"} if use == "l4q" else {}
                 artifact = through(use, settings, artifact, context)
     return artifact
 
