@@ -41,7 +41,11 @@ CHAINS: dict[str, Steps] = {
     "sparsegpt, rtn": (*SPARSE, ("rtn", {})),
     "sparsegpt, gptq": (*SPARSE, ("gptq", {})),
     "sparsegpt, l4q kl": (*SPARSE, ("l4q", {"loss": "kl"})),
-    "sparsegpt, perp, l4q": (*SPARSE, ("perp", {"train": ["norms", "mask_lora"], "rank": RANK}), ("l4q", {"loss": "lm"})),
+    "sparsegpt, perp, l4q": (
+        *SPARSE,
+        ("perp", {"train": ["norms", "mask_lora"], "rank": RANK}),
+        ("l4q", {"loss": "lm"}),
+    ),
     "sparsegpt, perp reconstruct, l4q kl": (
         *SPARSE,
         ("perp", {"train": ["norms", "mask_lora"], "rank": RANK, "mode": "reconstruct"}),
