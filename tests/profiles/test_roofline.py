@@ -108,3 +108,18 @@ def test_measured_points_replace_what_is_assumed(tmp_path: Path, tiny: Callable[
         assert calibrated.time(floats, t.phase, 1, 64).ms == pytest.approx(t.ms)
     assert calibrated.estimated
     assert "assumed" not in calibrated.lines()[1]
+
+
+def test_encoders_neither_decode_nor_keep_keys() -> None:
+    target = Target(generate=0, batch=2)
+    costs = profiles.open("epyc-7763", target)
+    ffn = Choice(part=Ffn(family="bert", hidden=768, neurons=3072))
+    attention = Choice(part=Attention(family="bert", hidden=768, heads=12, kv_heads=12, head_dim=64))
+    base = Choice(part=Base(family="bert", hidden=768, vocabulary=30522, elements=24_000_000))
+    for choice in (ffn, attention, base):
+        assert tuple(costs.costs(choice, target)) == (
+            "prefill_ms", "request_ms", "weights_mib", "parameters", "bytes",
+        )  # fmt: skip
+    assert costs.costs(ffn, target)["request_ms"] == costs.costs(ffn, target)["prefill_ms"]
+    assert set(costs.predict([ffn, attention] * 12, base, target)) == {"prefill_ms", "request_ms"}
+    assert costs.costs(base, target)["prefill_ms"] < costs.costs(ffn, target)["prefill_ms"] / 100  # rows are looked up
