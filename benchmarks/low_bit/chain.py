@@ -41,6 +41,7 @@ CHAINS: dict[str, Steps] = {
     "sparsegpt, rtn": (*SPARSE, ("rtn", {})),
     "sparsegpt, gptq": (*SPARSE, ("gptq", {})),
     "sparsegpt, l4q kl": (*SPARSE, ("l4q", {"loss": "kl"})),
+    "sparsegpt, gptq, l4q kl": (*SPARSE, ("gptq", {}), ("l4q", {"loss": "kl", "again": True})),
     "sparsegpt, perp, l4q": (
         *SPARSE,
         ("perp", {"train": ["norms", "mask_lora"], "rank": RANK}),
