@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solvers._backends import Backend, backend
 from solvers._costs import close, keeps
 from solvers._faults import Infeasible
 from solvers._problem import Budget, Picks, Problem
-from solvers._program import Backend, backend, minimise
+from solvers._program import minimise
 from solvers._search import search
 from solvers._solution import totals
 from solvers._table import tabulate

@@ -1,44 +1,29 @@
-"""The choice as a mixed-integer program, through PuLP: CBC, which PuLP brings, or HiGHS where it is installed.
+"""The choice as a mixed-integer program.
 
-Both are asked for no gap, for integers up to 1e-9 (with 1e-6, 0.999999 of an option is 1, and a budget is exceeded by a
-millionth of it), and given rows whose largest entries are 1000.  Neither is believed: what a stop means is read from
-`sol_status`, as PuLP calls a stop with an incumbent optimal, the bound from the solver, and every choice is recomputed.
+Costs are those of shapes, so the same in many layers.  Where there are few distinct ones, what matters is how many
+layers take each: with these counts whole, the rest is a transport problem, whose corners are whole by themselves.  Then
+the counts are the integers and the choices are not, which is a far smaller search.
+
+Rows are a millionth looser than the budgets, so that no choice that keeps these lies within a solver's tolerance of a
+row: there both CBC and HiGHS were seen to call a choice optimal that is not.  Who calls takes out what is beyond.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import re
-import tempfile
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pulp
 
-from compress.errors import Unavailable
-from solvers._table import Choice, Table
+from solvers._backends import Backend, run
+from solvers._table import Choice, Reals, Table
 
-_LARGEST = 1000.0  # entry of a row, and about the value of the objective
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """What runs the program.
-
-    Attributes:
-        name: of the two.
-        seconds: wall time; None = no limit.
-        gap: relative, of the scaled score, at which it may stop.
-        threads: of the search.
-    """
-
-    name: Literal["cbc", "highs"]
-    seconds: float | None = None
-    gap: float = 0.0
-    threads: int = 1
+_LARGEST = 1000.0  # entry of a row, and about the value of the objective: tolerances of 1e-7 are 1e-10 of it
+_LOOSER = 1e-6  # of the largest cost; tolerances of solvers are at most 1e-6 in rows whose largest entry is 1000
+_ROUNDED = 1e-7  # of the objective: what variables that are whole but for a tolerance change in it
 
 
 @dataclass(frozen=True)
@@ -58,23 +43,8 @@ class Outcome:
     objective: float
 
 
-def backend(name: Literal["auto", "cbc", "highs"], **limits: Any) -> Backend:
-    """Return the backend of that name; `auto` is HiGHS where `highspy` is installed, else CBC.
-
-    Raises:
-        Unavailable: it is not here.
-    """
-    if name == "auto":
-        name = "highs" if importlib.util.find_spec("highspy") else "cbc"
-    if name == "highs" and not importlib.util.find_spec("highspy"):
-        raise Unavailable("solver: highs is not installed; pip install highspy, or take cbc")
-    if name == "cbc" and not _cbc().available():
-        raise Unavailable("solver: PuLP's CBC does not run on this machine; pip install highspy, and take highs")
-    return Backend(name=name, **limits)
-
-
 def minimise(
-    table: Table, engine: Backend, *, scale: float = 1.0, without: tuple[Choice, ...] = (), stretch: Any = None
+    table: Table, engine: Backend, *, scale: float = 1.0, without: tuple[Choice, ...] = (), stretch: Reals | None = None
 ) -> Outcome:
     """Return the best choice of a table.
 
@@ -82,101 +52,129 @@ def minimise(
         table: of the problem, reduced or not.
         engine: what runs it.
         scale: scaled score that the best choice is expected to have about.
-        without: choices that are not allowed.
+        without: choices beyond a budget that are not to come back.
         stretch: [B], what a relative loosening of 1 adds to each room; then the sum of loosenings is minimised in the
             place of the score.
     """
-    program = pulp.LpProblem("choice", pulp.LpMinimize)
-    picked = {
-        (g, j): program.add_variable(f"x{g}_{j}", 0, 1, "Integer")
-        for g, j in zip(*np.nonzero(np.isfinite(table.score)), strict=True)
-    }
     factor = _LARGEST / scale if stretch is None else 1.0
-    loose = [] if stretch is None else [program.add_variable(f"r{b}", 0) for b in range(len(table.room))]
-    goal = [(x, factor * table.score[at]) for at, x in picked.items()] if stretch is None else [(r, 1.0) for r in loose]
-    program.setObjective(pulp.LpAffineExpression([(x, float(v)) for x, v in goal]))  # zeros too: PuLP wants one
-    for g, options in enumerate(np.isfinite(table.score)):
-        program.addConstraint(_sum((picked[g, j], 1.0) for j in np.flatnonzero(options)) == 1)
-    for b, room in enumerate(table.room):
-        terms = [(x, _LARGEST * table.costs[b][at]) for at, x in picked.items()]
-        terms += [(loose[b], -_LARGEST * stretch[b])] if loose else []
-        program.addConstraint(_sum(terms) <= _LARGEST * room)
-    _differ(program, picked, table)
-    for choice in without:
-        same = [(picked[g, j], 1.0) for g, j in enumerate(choice) if (g, j) in picked]
-        program.addConstraint(_sum(same) <= len(choice) - 1)
-    return _solve(program, picked, table, engine, factor)
+    program = _Program(table, factor, stretch)
+    relaxed = program.relax()
+    for beyond in without:
+        program.refuse(beyond)
+    ended = run(program.made, engine)
+    choice = program.choice() if ended.solved else None
+    if relaxed and choice is None and ended.solved:  # not a corner: the same counts have a whole choice as good
+        program.settle()
+        choice = program.choice() if run(program.made, engine).solved else None
+    if choice is None:
+        return Outcome(None, ended.bound / factor, ended.finished and not ended.solved, math.inf)
+    objective = table.scored(choice) if stretch is None else ended.objective
+    same = abs(factor * objective - ended.bound) <= _ROUNDED * max(ended.bound, 1.0)
+    return Outcome(choice, objective if same else ended.bound / factor, ended.finished, objective)
 
 
-def _sum(terms: Any) -> Any:
+class _Program:
+    """A program and its variables: 1 where a group takes an option."""
+
+    def __init__(self, table: Table, factor: float, stretch: Reals | None) -> None:
+        self.table, self.made = table, pulp.LpProblem("choice", pulp.LpMinimize)
+        self._counts: dict[bytes, Any] = {}
+        self._digits: dict[str, list[Any]] = {}
+        self.picked = {
+            (g, j): self.made.add_variable(f"x{g}_{j}", 0, 1, "Integer")
+            for g, j in zip(*map(np.ndarray.tolist, np.nonzero(np.isfinite(table.score))), strict=True)
+        }
+        self.classes: dict[bytes, list[Any]] = {}  # the options of each cost
+        for (g, j), x in self.picked.items():
+            self.classes.setdefault(table.costs[:, g, j].tobytes(), []).append(x)
+        loose = [] if stretch is None else [self.made.add_variable(f"r{b}", 0) for b in range(len(table.room))]
+        goal = [(x, 1.0) for x in loose] or [(x, float(factor * table.score[at])) for at, x in self.picked.items()]
+        self.made.setObjective(pulp.LpAffineExpression(goal))  # zeros too: PuLP wants one
+        for g, options in enumerate(np.isfinite(table.score)):
+            self.made.addConstraint(_sum((self.picked[g, j], 1.0) for j in np.flatnonzero(options)) == 1)
+        for b, room in enumerate(table.room):
+            terms = [(x, _LARGEST * table.costs[b][at]) for at, x in self.picked.items()]
+            terms += [] if stretch is None else [(loose[b], -_LARGEST * stretch[b])]
+            self.made.addConstraint(_sum(terms) <= _LARGEST * (room + _LOOSER))
+        self._differ()
+
+    def _differ(self) -> None:
+        """Add the rows of what must differ; a layer of several slots gets a variable that is 1 where all are equal."""
+        for a, alike in enumerate(self.table.alike):
+            equal = []
+            for i, literals in enumerate(alike.layers):
+                held = [self.picked[at] for at in literals if at in self.picked]
+                if len(held) < len(literals):
+                    continue  # an option that is ruled out: this layer differs anyway
+                if len(held) == 1:
+                    equal.append((held[0], 1.0))
+                    continue
+                both = self.made.add_variable(f"e{a}_{i}", 0, 1)
+                self.made.addConstraint(_sum([(both, -1.0), *((x, 1.0) for x in held)]) <= len(held) - 1)
+                equal.append((both, 1.0))
+            if len(equal) > alike.most:
+                self.made.addConstraint(_sum(equal) <= alike.most)
+
+    def relax(self) -> bool:
+        """Make integers of the counts alone, where there are few; return whether there are.
+
+        Options that stand in what must differ stay integers of their own, so that the rest is a transport problem.
+        With more than one cost for two open groups, counts decide little, and the search is longer, not shorter.
+        """
+        open_groups = int((np.isfinite(self.table.score).sum(axis=1) > 1).sum())
+        if 2 * len(self.classes) > open_groups:
+            return False
+        marked = {at for alike in self.table.alike for literals in alike.layers for at in literals}
+        for at, x in self.picked.items():
+            x.cat = "Integer" if at in marked else "Continuous"
+        return bool(self.counts())
+
+    def counts(self) -> dict[bytes, Any]:
+        """Return how many groups take each cost; variables that are made when first asked for."""
+        if not self._counts:
+            for key, same in self.classes.items():
+                self._counts[key] = self.made.add_variable(f"n{len(self._counts)}", 0, len(same), "Integer")
+                self.made.addConstraint(_sum([(self._counts[key], -1.0), *((x, 1.0) for x in same)]) == 0)
+        return self._counts
+
+    def refuse(self, choice: Choice) -> None:
+        """Rule out a choice beyond a budget, and with it all of the same counts, which cost the same."""
+        taken = Counter(self.table.costs[:, g, j].tobytes() for g, j in enumerate(choice))
+        terms, ones = [], 0
+        for key, n in self.counts().items():
+            for i, bit in enumerate(self._bits(n)):
+                one = taken[key] >> i & 1
+                terms.append((bit, 1.0 if one else -1.0))
+                ones += one
+        self.made.addConstraint(_sum(terms) <= ones - 1)
+
+    def _bits(self, n: Any) -> list[Any]:
+        """Return the binary digits of a count, lowest first; made when first asked for."""
+        if n.name not in self._digits:
+            bits = [self.made.add_variable(f"{n.name}_{i}", 0, 1, "Integer") for i in range(n.upBound.bit_length())]
+            self.made.addConstraint(_sum([(n, -1.0), *((bit, float(1 << i)) for i, bit in enumerate(bits))]) == 0)
+            self._digits[n.name] = bits
+        return self._digits[n.name]
+
+    def settle(self) -> None:
+        """Fix the counts at what they are and make integers of the choices again."""
+        for n in self.counts().values():
+            n.bounds(round(n.varValue), round(n.varValue))
+        for x in self.picked.values():
+            x.cat = "Integer"
+
+    def choice(self) -> Choice | None:
+        """Return the choice that the variables hold; None where they are not whole."""
+        share = np.full(self.table.score.shape, -1.0)
+        for at, x in self.picked.items():
+            share[at] = x.varValue or 0.0
+        return share.argmax(axis=1) if (share.max(axis=1) > 1 - 1e-6).all() else None
+
+
+def _sum(terms: Any) -> pulp.LpAffineExpression:
     """Return an expression; PuLP's own constructor would keep only the last of a variable's terms."""
     added: dict[Any, float] = {}
     for x, value in terms:
         if value:
             added[x] = added.get(x, 0.0) + float(value)
     return pulp.LpAffineExpression(list(added.items()))
-
-
-def _differ(program: Any, picked: dict[tuple[int, int], Any], table: Table) -> None:
-    """Add the rows of what must differ; a layer of several slots gets a variable that is 1 where all are equal."""
-    for a, alike in enumerate(table.alike):
-        equal = []
-        for i, literals in enumerate(alike.layers):
-            held = [picked[at] for at in literals if at in picked]
-            if len(held) < len(literals):
-                continue  # an option that is ruled out: this layer differs anyway
-            if len(held) == 1:
-                equal.append((held[0], 1.0))
-                continue
-            both = program.add_variable(f"e{a}_{i}", 0, 1)
-            program.addConstraint(_sum([(both, -1.0), *((x, 1.0) for x in held)]) <= len(held) - 1)
-            equal.append((both, 1.0))
-        if len(equal) > alike.most:
-            program.addConstraint(_sum(equal) <= alike.most)
-
-
-def _solve(program: Any, picked: dict[tuple[int, int], Any], table: Table, engine: Backend, factor: float) -> Outcome:
-    run = _highs if engine.name == "highs" else _by_cbc
-    bound = run(program, engine)
-    if program.sol_status in (pulp.LpSolutionInfeasible, pulp.LpSolutionUnbounded):
-        return Outcome(None, math.inf, True, math.inf)
-    if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return Outcome(None, bound / factor, False, math.inf)
-    share = np.full(table.score.shape, -1.0)
-    for at, x in picked.items():
-        share[at] = x.varValue or 0.0
-    finished = program.sol_status == pulp.LpSolutionOptimal
-    objective = pulp.value(program.objective)
-    bound = objective if finished and not engine.gap else min(bound, objective)
-    return Outcome(share.argmax(axis=1), bound / factor, finished, objective / factor)
-
-
-def _highs(program: Any, engine: Backend) -> float:
-    """Run HiGHS; return its bound."""
-    program.solve(
-        pulp.HiGHS(
-            msg=False, gapRel=engine.gap, gapAbs=0.0, threads=engine.threads, timeLimit=engine.seconds,
-            mip_feasibility_tolerance=1e-9, primal_feasibility_tolerance=1e-9, dual_feasibility_tolerance=1e-9,
-        )
-    )  # fmt: skip
-    return float(program.solverModel.getInfo().mip_dual_bound)
-
-
-def _by_cbc(program: Any, engine: Backend) -> float:
-    """Run CBC; return its bound, which only its log tells (to three decimals), and only of a search cut short."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        solver = _cbc(
-            msg=False, gapRel=engine.gap, gapAbs=0.0, threads=engine.threads, timeLimit=engine.seconds,
-            logPath=str(log), options=["increment 1e-7", "integerTolerance 1e-9"],
-        )  # fmt: skip
-        solver.tmpDir = folder
-        program.solve(solver)
-        told = re.search(r"^Lower bound:\s+(\S+)", log.read_text(errors="replace"), re.MULTILINE)
-    if told:
-        return float(told[1]) - 1e-3
-    return math.inf if program.sol_status == pulp.LpSolutionOptimal else -math.inf
-
-
-def _cbc(**settings: Any) -> Any:
-    return pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path, **settings)

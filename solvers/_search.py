@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from compress.errors import BrokenPromise
+from solvers._backends import Backend
 from solvers._problem import Picks, Problem
-from solvers._program import Backend, minimise
+from solvers._program import minimise
 from solvers._reduce import Reduced, reduced
 from solvers._solution import broken
 from solvers._table import EPSILON, Choice, Reals, Table, tabulate
 
-_REFUSED = 50  # choices beyond a budget by less than the program's tolerance that are taken out one by one
+_REFUSED = 50  # totals beyond a budget by less than a millionth that are taken out one by one
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def found(table: Table, choice: Choice | None, bound: float, prices: Reals, *, f
 def _decide(problem: Problem, begun: Reduced, engine: Backend, ends: float) -> tuple[Choice | None, float, bool]:
     """Return the best choice, the bound and whether the search was finished.
 
-    What the program returns may lie beyond a budget by its tolerance.  Such a choice is taken out, and the program
-    solved again; the bound of a smaller set of choices stays a bound as nothing but what is not allowed was removed.
+    What the program returns may lie beyond a budget by its tolerance or ours.  Such a choice is taken out, and the
+    program solved again; its bound stays a bound, as nothing but what is not allowed was removed.
     """
     table, choice, bound = begun.table, begun.choice, begun.bound
     scale = max(begun.score, 1e-6) if choice is not None else 1.0
@@ -93,5 +95,7 @@ def _decide(problem: Problem, begun: Reduced, engine: Backend, ends: float) -> t
         if next(broken(problem, table.picks(outcome.choice)), None) is None:
             better = choice is None or table.scored(outcome.choice) < table.scored(choice)
             return (outcome.choice if better else choice), bound, outcome.finished
+        if (table.used(outcome.choice) <= table.room).all():
+            raise BrokenPromise(f"{engine.name} returned a choice that keeps all budgets and not what else is asked")
         refused = (*refused, outcome.choice)
     return choice, bound, False

@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from solvers._backends import backend
 from solvers._problem import Picks, Problem
-from solvers._program import backend
 from solvers._search import Found, search
 from solvers._solver import Solver, SolverSettings
 

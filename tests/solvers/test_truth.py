@@ -14,6 +14,7 @@ from compress import registry
 from compress.contracts import Settings
 from compress.errors import BrokenPromise, Unavailable
 from solvers import Budget, Found, Infeasible, Option, Picks, Problem, Slot, Solution, Solver, Unsolved, verify
+from solvers import _backends as backends
 from solvers import _program as program
 from solvers._dual import maximise
 from solvers._table import tabulate
@@ -59,7 +60,7 @@ def test_a_search_that_time_ends_is_not_proven(backend: Any, seconds: float) -> 
 @pytest.mark.parametrize("backend", HERE)
 def test_an_incumbent_of_the_program_itself_is_not_called_optimal(backend: Any) -> None:
     """PuLP's status is Optimal then; without our bound beside it, the solver's own has to tell."""
-    engine = program.backend(backend, seconds=1.5)
+    engine = backends.backend(backend, seconds=1.5)
     ended = program.minimise(tabulate(hard(30, 8)), engine)
     assert not ended.finished
     assert ended.bound < ended.objective
@@ -251,7 +252,7 @@ def test_the_dual_is_the_bound_of_the_linear_relaxation() -> None:
         relaxed.addConstraint(pulp.lpSum(row) == 1)
     for costs, room in zip(table.costs, table.room, strict=True):
         relaxed.addConstraint(pulp.lpSum(float(costs[g, j]) * x[g][j] for g in range(12) for j in range(5)) <= room)
-    relaxed.solve(program._cbc(msg=False))
+    relaxed.solve(backends._cbc(msg=False))
     exact = pulp.value(relaxed.objective)
     assert maximise(table).bound == pytest.approx(exact, rel=1e-5)
     assert maximise(table).bound <= exact + 1e-7
