@@ -23,13 +23,13 @@ class Reduced:
         table: without the options that were ruled out.
         choice: the best choice known; None where none was found.
         bound: scaled; no choice scores less.
-        prices: [B], of the dual, scaled.
+        prices: [B], of the dual, scaled; None where there was none.
     """
 
     table: Table
     choice: Choice | None
     bound: float
-    prices: Reals
+    prices: Reals | None
 
     @property
     def score(self) -> float:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from compress.errors import BrokenPromise
 from solvers._backends import Backend
 from solvers._problem import Picks, Problem
@@ -57,20 +55,21 @@ def search(
         scaled = (floor - table.floor) / table.unit
         begun = reduced(table, start=None if start is None else table.choice(start), floor=scaled)
     else:
-        begun = Reduced(table, None, -math.inf, np.zeros(len(table.room)))
+        begun = Reduced(table, None, -math.inf, None)
     choice, bound, finished = (begun.choice, begun.bound, True)
     if not begun.closed:
         choice, bound, finished = _decide(problem, begun, engine, ends)
     return found(table, choice, bound, begun.prices, finished=finished)
 
 
-def found(table: Table, choice: Choice | None, bound: float, prices: Reals, *, finished: bool) -> Found:
+def found(table: Table, choice: Choice | None, bound: float, prices: Reals | None, *, finished: bool) -> Found:
     """Return scaled figures in the problem's own units."""
+    real = [] if prices is None else (prices * table.unit / table.cost_units).tolist()
     return Found(
         picks=None if choice is None else table.picks(choice),
         bound=table.floor + table.unit * bound,
         finished=finished,
-        prices=dict(zip(table.titles, (prices * table.unit / table.cost_units).tolist(), strict=True)),
+        prices=dict(zip(table.titles, real, strict=False)),
     )
 
 

@@ -9,8 +9,6 @@ Cost: one sweep over the options per swap.
 
 from __future__ import annotations
 
-import numpy as np
-
 from solvers._problem import Picks, Problem
 from solvers._search import Found, found
 from solvers._solver import Solver
@@ -29,4 +27,4 @@ class Greedy(Solver):
         begun = table.score.argmin(axis=1) if start is None else table.choice(start)
         choice = repaired(table, table.score.argmin(axis=1) if begun is None else begun)
         best = None if choice is None else improved(table, choice)
-        return found(table, best, 0.0, np.zeros(len(table.room)), finished=False)
+        return found(table, best, 0.0, None, finished=False)

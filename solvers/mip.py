@@ -4,7 +4,8 @@ Formula: min sum score[i,j] x[i,j] with sum_j x[i,j] = 1 and sum cost[b,i,j] x[i
     of all layers, at most `most` equal each reference.
 Paper: Puzzle, arXiv 2411.19146, section 4.
 Before the program is built, dominated options are dropped, the Lagrangian dual gives a bound and swaps give a choice,
-and options whose reduced cost lifts the bound above that choice are ruled out; what is left is small.
+and options whose reduced cost lifts the bound above that choice are ruled out; what is left is small, and where many
+layers share few costs, how many take each is what the program decides.
 Gives: the optimum, with gap 0 unless another gap is asked for; a search that its time limit ends is never called
     proven, and tells its bound.
 Cost: below a second for 80 layers of 54 options and two budgets (`benchmarks/solver`); without limit in the worst case.

@@ -238,6 +238,8 @@ def test_prices_are_the_slope_of_the_relaxation() -> None:
     found = Mip().solve(problem)
     assert found.score == 20.0
     assert found.prices == pytest.approx({"decode_ms": 2.0}, rel=1e-5)
+    assert Lagrangian().solve(problem).prices == found.prices
+    assert Mip(MipSettings(reduce=False)).solve(problem).prices == Greedy().solve(problem).prices == {}
 
 
 def test_the_dual_is_the_bound_of_the_linear_relaxation() -> None:
