@@ -30,8 +30,8 @@ from compress.errors import BadSettings
 from compress.facts import Facts, MaskFact
 
 PASSES = registry.names("passes")
-# What a pass leaves is tried with every variant of the next one, or with those that plan otherwise, or with the first alone:
-# the first state that THOROUGH leaves, its others and the first of every other pass, and what is left.
+# The first state that this one leaves meets every variant of the next pass; its other states, and the first of every
+# other pass, those that plan otherwise; and the rest the first variant alone.
 THOROUGH = "magnitude"
 SMALL = {
     "steps": 2, "tune_steps": 2, "batch": 2, "accumulation": 1, "rank": 2, "lr": 1e-3, "probes": 2, "entries": 4,
