@@ -35,8 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens at most")
-    args = parser.parse_args()
-    here = Path(__file__).resolve().parent
+    args, here = parser.parse_args(), Path(__file__).resolve().parent
     engine = json.loads((here / "engine.json").read_text(encoding="utf-8"))
     options, device = ort.SessionOptions(), engine["target"]["device"].upper()
     options.intra_op_num_threads = engine["target"]["threads"]
@@ -45,8 +44,7 @@ def main() -> None:
     if device == "CUDA":
         ort.preload_dlls()
     session = ort.InferenceSession(str(here / engine["graph"]), options, [f"{device}ExecutionProvider"])
-    tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
-    text = tokenizer.encode(args.prompt)
+    text = (tokenizer := Tokenizer.from_file(str(here / "tokenizer.json"))).encode(args.prompt)
     if engine["task"] != "causal-lm":
         given = {"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}
         print(session.run(None, {i["name"]: np.array([given[i["name"]]]) for i in engine["inputs"]})[0][0].tolist())
