@@ -73,7 +73,8 @@ def backend(name: Literal["auto", "cbc", "highs"], **limits: Any) -> Backend:
 def run(program: pulp.LpProblem, engine: Backend) -> Stop:
     """Solve a program in place."""
     bound = _highs(program, engine) if engine.name == "highs" else _by_cbc(program, engine)
-    if program.sol_status in (pulp.LpSolutionInfeasible, pulp.LpSolutionUnbounded):
+    nothing = program.sol_status in (pulp.LpSolutionInfeasible, pulp.LpSolutionUnbounded)
+    if nothing or program.status == pulp.LpStatusInfeasible:  # which alone tells what CBC calls integer infeasible
         return Stop(False, True, math.inf)
     if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Stop(False, False, bound)
@@ -92,8 +93,9 @@ def _by_cbc(program: pulp.LpProblem, engine: Backend) -> float:
     """Run CBC; return its bound, which only its log tells (to three decimals), and only of a search cut short."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
+        threads = engine.threads if engine.threads > 1 else None  # with 1, its threaded search at times waits for 10 s
         solver = _cbc(
-            msg=False, gapRel=engine.gap, gapAbs=0.0, threads=engine.threads, timeLimit=engine.seconds,
+            msg=False, gapRel=engine.gap, gapAbs=0.0, threads=threads, timeLimit=engine.seconds,
             logPath=str(log), options=["increment 1e-7"],
         )  # fmt: skip
         solver.tmpDir = folder
