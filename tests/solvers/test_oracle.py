@@ -204,7 +204,7 @@ def test_counts_of_equal_costs_give_the_same_choice(backend: Any) -> None:
         assert found is None or found.proven
 
     check()
-    assert sum(counted) > len(counted) / 2
+    assert sum(counted) >= 5
 
 
 @SMALL
