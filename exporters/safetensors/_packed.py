@@ -55,7 +55,8 @@ def coded(grid: Grid) -> dict[str, Tensor]:
 def words(codes: Tensor, bits: int) -> Tensor:
     """Return rows of codes as rows of words, int32 `[rows, ceil(columns * bits / 32)]`, lowest bits first."""
     packed = pack(codes, bits)
-    return functional.pad(packed, (0, -packed.shape[1] % 4)).view(torch.int32)
+    padded = functional.pad(packed, (0, -packed.shape[1] % 4))
+    return padded.reshape(-1).view(torch.int32).view(len(padded), padded.shape[1] // 4)  # rows may lie apart
 
 
 def _pack_file_(path: Path, grids: Mapping[str, Grid]) -> None:
