@@ -69,11 +69,11 @@ class Rtn(Quantizer):
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Round where the weights are, block by block."""
         planned, grids = self.resolved(artifact, context), artifact.new_grids()
+        linears = tree.block_linears(artifact.model)
         with context.report.bar("linears", len(planned)) as bar:
             for block in tree.blocks(artifact.model):
                 names = [n for n in planned if n.startswith(f"{block}.")]
                 with artifact.opened(block):
-                    linears = tree.block_linears(artifact.model)
                     for name in names:
                         _quant.finite(name, linears[name])
                         weight = linears[name].weight.detach()

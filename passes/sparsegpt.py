@@ -32,7 +32,7 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import BadModel
 from passes import _obs, _swaps
-from passes._layerwise import Inputs
+from passes._layerwise import REFERENCE, SEQUENTIAL, Inputs
 from passes._masks import Scope
 from passes._oneshot import Attempt, Oneshot, OneshotSettings, Task
 
@@ -42,16 +42,8 @@ _ROUNDS = 3  # of swaps and the solution after them
 class SparseGPTSettings(OneshotSettings):
     """Settings of SparseGPT."""
 
-    sequential: Literal["linear", "block"] = Field(
-        "linear",
-        description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
-        "so that it can make up for what they lost, or, in one run, before any of its block has",
-    )
-    reference: Literal["sparse", "dense"] = Field(
-        "dense",
-        description="what the output of a pruned linear is held against: what its old weight makes of the inputs that "
-        "it gets now, or what the model gave before anything changed",
-    )
+    sequential: Literal["linear", "block"] = Field("linear", description=SEQUENTIAL)
+    reference: Literal["sparse", "dense"] = Field("dense", description=REFERENCE)
     scope: Literal["matrix", "row"] = Field(
         "matrix", description="what the sparsity is of: all rows of each block of columns, or each row"
     )

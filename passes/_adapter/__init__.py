@@ -22,7 +22,7 @@ from compress import tree
 from compress.errors import BadSettings, CompressError
 from compress.facts import Facts
 from passes._adapter.adapter import Adapter, initial, plain
-from passes._adapter.expression import FORMS, Form, linear, weight_of
+from passes._adapter.expression import FORMS, Form, linear, precision_of, weight_of
 
 __all__ = [
     "FORMS",
@@ -35,6 +35,7 @@ __all__ = [
     "merge_",
     "plain",
     "plain_linear",
+    "precision_of",
     "seed_of",
     "trained",
     "weight_of",

@@ -85,9 +85,13 @@ def linear(x: Tensor, bias: Tensor | None, expression: Expression, *parts: Tenso
     The weight is computed in the precision of its parts, also under autocast, and the product in that of the autocast
     or else of x.
     """
+    return _Recomputed.apply(x, bias, precision_of(x), expression, *parts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def precision_of(x: Tensor) -> torch.dtype:
+    """Return the precision in which x is multiplied: that of the autocast or else its own."""
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return _Recomputed.apply(x, bias, dtype, expression, *parts)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class _Recomputed(torch.autograd.Function):

@@ -10,11 +10,13 @@ from passes._layerwise.cost import cost
 from passes._layerwise.inputs import Inputs, Layer, error
 from passes._layerwise.journal import Journal
 from passes._layerwise.observe import first, pass_, run
-from passes._layerwise.settings import LayerwiseSettings
+from passes._layerwise.settings import REFERENCE, SEQUENTIAL, LayerwiseSettings
 from passes._layerwise.stream import Stream
 from passes._layerwise.walk import walk_
 
 __all__ = [
+    "REFERENCE",
+    "SEQUENTIAL",
     "Call",
     "Chunk",
     "Inputs",

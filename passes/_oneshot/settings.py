@@ -6,18 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from passes._layerwise import LayerwiseSettings
+from passes._layerwise import REFERENCE, LayerwiseSettings
 from passes._masks import MaskSettings
 
 
 class OneshotSettings(LayerwiseSettings, MaskSettings):
     """Settings of a pass that prunes in one walk."""
 
-    reference: Literal["sparse", "dense"] = Field(
-        "sparse",
-        description="what the output of a changed linear is held against: what its old weight makes of the inputs "
-        "that it gets now, or what the model gave before anything changed",
-    )
+    reference: Literal["sparse", "dense"] = Field("sparse", description=REFERENCE)
     densities: Literal["uniform", "owl"] = Field(
         "uniform", description="every block as sparse as every other, or the denser the more outliers it has"
     )

@@ -8,11 +8,13 @@ from passes._quant.rounding import Steps, codes, grid, span
 from passes._quant.settings import QuantSettings
 from passes._quant.steps import search
 from passes._quant.telling import cost, kept, size, told
+from passes._quant.walking import Walking
 
 __all__ = [
     "QuantSettings",
     "Quantizer",
     "Steps",
+    "Walking",
     "check",
     "chosen",
     "codes",

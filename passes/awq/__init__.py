@@ -36,13 +36,13 @@ from torch import Tensor
 
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate
+from compress.contracts import Estimate
 from compress.facts import Facts, GridFact
 from compress.grid import Grid
 from passes import _layerwise, _quant
 from passes._folding import Pair, fold_, pairs, pairs_in
-from passes._layerwise import Journal, Layer, LayerwiseSettings, walk_
-from passes._quant import Quantizer, QuantSettings
+from passes._layerwise import Journal, Layer, LayerwiseSettings
+from passes._quant import QuantSettings, Walking
 from passes.awq.attempt import Attempt, attempts
 from passes.awq.checking import check
 from passes.awq.scales import POINTS
@@ -57,13 +57,11 @@ class AwqSettings(QuantSettings):
     batch: int = Field(8, ge=1, description="calibration windows at once")
 
 
-class Awq(Quantizer):
+class Awq(Walking):
     """Scale, then round."""
 
     Settings = AwqSettings
     settings: AwqSettings
-    uses = frozenset[DataUse]({"calibration"})
-    streams = True
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost of the walk and of the searches."""
@@ -77,34 +75,30 @@ class Awq(Quantizer):
         return _quant.with_choice(cost, facts, self.settings)
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
-        """Quantize block by block: first all scales of a block are found, on inputs as they are, then it is changed."""
-        planned = self.resolved(artifact, context)
+        """Quantize block by block."""
+        return self.walked(artifact, self._walk, context)
+
+    def change_(
+        self, layers: Sequence[Layer], planned: Mapping[str, GridFact], artifact: Artifact, journal: Journal
+    ) -> dict[str, Grid]:
+        """Find all scales of a block, on inputs as they are, and then change it."""
         found = {frozenset(pair.after): pair for pair in pairs_in(artifact, planned)}
-        journal = Journal(context.folder / "journal.json")
-
-        def change_(layers: Sequence[Layer]) -> dict[str, Grid]:
-            made, scales = dict[str, Grid](), list[tuple[Pair, Tensor]]()
-            for _, group in groupby(layers, key=lambda layer: id(layer.inputs)):
-                together = list(group)
-                names = [layer.name for layer in together]
-                pair = found.get(frozenset(names))
-                chosen = self._chosen(together, pair, planned, journal)
-                made |= zip(names, chosen.grids, strict=True)
-                if pair is not None and chosen.scale is not None:
-                    scales.append((pair, chosen.scale))
-            for pair, scale in scales:
-                fold_(artifact.model, pair, scale)
-                if pair.linear:
-                    made[pair.before] = _divided(made[pair.before], pair.first, scale)
-            for layer in layers:
-                _quant.put_(layer.linear, made[layer.name])
-            journal.save()
-            return made
-
-        grids = walk_(artifact, list(planned), self._walk, context, change_, gram=True).grids
-        self.tell(artifact, context, planned)
-        journal.tell(list(planned), context.report)
-        return artifact.after(grids=grids)
+        made, scales = dict[str, Grid](), list[tuple[Pair, Tensor]]()
+        for _, group in groupby(layers, key=lambda layer: id(layer.inputs)):
+            together = list(group)
+            names = [layer.name for layer in together]
+            pair = found.get(frozenset(names))
+            chosen = self._chosen(together, pair, planned, journal)
+            made |= zip(names, chosen.grids, strict=True)
+            if pair is not None and chosen.scale is not None:
+                scales.append((pair, chosen.scale))
+        for pair, scale in scales:
+            fold_(artifact.model, pair, scale)
+            if pair.linear:
+                made[pair.before] = _divided(made[pair.before], pair.first, scale)
+        for layer in layers:
+            _quant.put_(layer.linear, made[layer.name])
+        return made
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check grids, weights, masks, that pairs alone changed beside them, and codes against the scales of norms."""

@@ -31,13 +31,13 @@ from torch import Tensor
 
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate
+from compress.contracts import Estimate
 from compress.errors import BadSettings
 from compress.facts import Facts, GridFact
 from compress.grid import Grid
 from passes import _layerwise, _obs, _quant
-from passes._layerwise import Inputs, Journal, Layer, walk_
-from passes._quant import Quantizer, Steps
+from passes._layerwise import Inputs, Journal, Layer
+from passes._quant import Steps, Walking
 from passes.gptq.levels import Ladder
 from passes.gptq.refine import refine
 from passes.gptq.settings import GptqSettings
@@ -72,13 +72,11 @@ class Curvature:
         return _obs.towards(weight[:, order], gram, cross, self.upper)[:, back]
 
 
-class Gptq(Quantizer):
+class Gptq(Walking):
     """Round by columns, then refine."""
 
     Settings = GptqSettings
     settings: GptqSettings
-    uses = frozenset[DataUse]({"calibration"})
-    streams = True
 
     def plan(self, facts: Facts) -> Facts:
         """Return the facts with the grids to come.
@@ -108,21 +106,17 @@ class Gptq(Quantizer):
         return _quant.span(weight, fact) if self.settings.steps == "span" else _quant.search(weight, fact, importance)
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
-        """Quantize block by block; what was found of finished blocks is kept for whoever resumes."""
-        planned = self.resolved(artifact, context)
-        journal = Journal(context.folder / "journal.json")
+        """Quantize block by block."""
+        return self.walked(artifact, self.settings, context)
 
-        def change_(layers: Sequence[Layer]) -> dict[str, Grid]:
-            made = dict[str, Grid]()
-            for _, together in groupby(layers, key=lambda layer: id(layer.inputs)):
-                made |= self._change_(list(together), planned, artifact, journal)
-            journal.save()
-            return made
-
-        grids = walk_(artifact, list(planned), self.settings, context, change_, gram=True).grids
-        self.tell(artifact, context, planned)
-        journal.tell(list(planned), context.report)
-        return artifact.after(grids=grids)
+    def change_(
+        self, layers: Sequence[Layer], planned: Mapping[str, GridFact], artifact: Artifact, journal: Journal
+    ) -> dict[str, Grid]:
+        """Quantize those that read the same together."""
+        made = dict[str, Grid]()
+        for _, together in groupby(layers, key=lambda layer: id(layer.inputs)):
+            made |= self._change_(list(together), planned, artifact, journal)
+        return made
 
     def _change_(
         self, layers: Sequence[Layer], planned: Mapping[str, GridFact], artifact: Artifact, journal: Journal

@@ -6,23 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from passes._layerwise import LayerwiseSettings
+from passes._layerwise import REFERENCE, SEQUENTIAL, LayerwiseSettings
 from passes._quant import QuantSettings
 
 
 class GptqSettings(LayerwiseSettings, QuantSettings):
     """Settings of GPTQ."""
 
-    sequential: Literal["linear", "block"] = Field(
-        "linear",
-        description="when the inputs of a linear are taken: after the linears before it in its block have changed, "
-        "so that it can make up for what they lost, or, in one run, before any of its block has",
-    )
-    reference: Literal["quantized", "dense"] = Field(
-        "dense",
-        description="what the output of a quantized linear is held against: what its old weight makes of the inputs "
-        "that it gets now, or what the model gave before anything changed",
-    )
+    sequential: Literal["linear", "block"] = Field("linear", description=SEQUENTIAL)
+    reference: Literal["quantized", "dense"] = Field("dense", description=REFERENCE)
     steps: Literal["span", "search"] = Field(
         "search", description="of a group: the narrowest that clip nothing, or those whose rounding costs least under H"
     )

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from compress.grid import bounds, groups
+from passes._adapter import precision_of
 
 TILE = 2**20  # weights that are rounded at once: 14 MiB of temporaries; much fewer make the products slow
 _NARROWEST, _WIDEST = 2.0**-20, 2.0**60  # of steps, so that none vanishes in float16, nor any overflows
@@ -103,11 +104,9 @@ def stretched_(fixed: Fixed, trained: Trained, rows: slice, counted: Tensor) -> 
 
 def linear(x: Tensor, fixed: Fixed, trained: Trained) -> Tensor:
     """Return `x Wq^T` in the precision of the autocast or else of x; for the backward x alone is kept."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     given = (trained.a, trained.b, trained.log_steps, trained.beta)
     latent = fixed.weight if fixed.weight.requires_grad else None
-    return _Rounded.apply(x, latent, dtype, fixed, *given)  # type: ignore[no-any-return, no-untyped-call]
+    return _Rounded.apply(x, latent, precision_of(x), fixed, *given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rounded(torch.autograd.Function):
