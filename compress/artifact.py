@@ -10,6 +10,7 @@ architecture's configuration cannot describe, for blocks that differ or for bran
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
@@ -24,17 +25,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress import files, grids, loading, masks, store, tree
 from compress.blocks import Branch, disk
-from compress.errors import BadModel, BrokenPromise, Tampered
-from compress.facts import Task
+from compress.card import CARD as CARD
+from compress.card import FORMAT, read_card
+from compress.card import check as check
+from compress.card import digest as digest
+from compress.errors import BrokenPromise
+from compress.facts import Planned, Task
 from compress.grid import Grid
 from compress.grids import KeptGrids, StoredGrids
 from compress.store import Store
 
-CARD = "compress.json"
 MASKS = "masks.safetensors"
 GRIDS = "grids.safetensors"
 SHARD = "1800MB"
-_FORMAT = 2
+LIBRARY = "library"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,8 @@ class Artifact:
         task: what the model is for.
         masks: per linear, bool `[out, in]`, True = kept; stored, never inferred from zeros.
         grids: per quantized linear, the codes that exporters pack; its weight is what they stand for.
+        plan: per linear of the blocks, what a solver chose of codes and zeros, for later passes to make true.
+        library: a folder of blocks to choose from, made for this very model; saved within the artifact's folder.
         lineage: the steps that made it.
         store: where the weights of the blocks are, when they stay on disk; the blocks' parameters are on `meta` then,
             and all that is outside the blocks is real.
@@ -66,6 +72,8 @@ class Artifact:
     task: Task = "causal-lm"
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     grids: Mapping[str, Grid] = field(default_factory=dict)
+    plan: Mapping[str, Planned] = field(default_factory=dict)
+    library: Path | None = None
     lineage: tuple[Step, ...] = ()
     store: Store | None = None
 
@@ -141,11 +149,14 @@ class Artifact:
                 masks.write(folder / MASKS, self.masks, shapes)
             if self.grids:
                 grids.write(folder / GRIDS, self.grids)
+            if self.library:
+                shutil.copytree(self.library, folder / LIBRARY, copy_function=files.link)
         card = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "task": self.task,
             "masks": shapes,
             "grids": {n: grids.card(self.grids[n]) for n in sorted(self.grids)},
+            "plan": {n: dataclasses.asdict(self.plan[n]) for n in sorted(self.plan)},
             "lineage": [dataclasses.asdict(s) for s in self.lineage],
             "files": files.digests(folder),
         }
@@ -213,34 +224,6 @@ class Artifact:
         found = masks.StoredMasks(folder / MASKS, card["masks"]) if card["masks"] else {}
         lineage = tuple(Step(use=s["use"], settings=s["settings"], notes=tuple(s["notes"])) for s in card["lineage"])
         codes = StoredGrids(folder / GRIDS, card["grids"]) if card["grids"] else {}
-        return dataclasses.replace(opened, masks=found, grids=codes, lineage=lineage)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return the content of `compress.json`.
-
-    Raises:
-        BadModel: there is none, or another version of `compress` wrote it.
-        Tampered: it is not what `Artifact.save` writes.
-    """
-    try:
-        card: dict[str, Any] = files.read_json(folder / CARD)
-    except FileNotFoundError:
-        raise BadModel(f"{folder}: no {CARD} in it, so it is no artifact of compress") from None
-    except ValueError as error:
-        raise Tampered(f"{folder / CARD}: not readable as JSON ({error}); delete the folder and run again") from None
-    if not isinstance(card, dict) or not {"format", "task", "masks", "grids", "lineage", "files"} <= card.keys():
-        raise Tampered(f"{folder / CARD}: entries are missing; delete the folder and run again")
-    if card["format"] != _FORMAT:
-        raise BadModel(f"{folder / CARD}: has format {card['format']}, this version reads {_FORMAT}; make it anew")
-    return card
-
-
-def check(folder: Path) -> None:
-    """Raise `Tampered` unless every recorded file is there with its recorded bytes."""
-    files.check(folder, read_card(folder)["files"], CARD)
-
-
-def digest(folder: Path) -> str:
-    """Return the artifact's digest: that of its card, which holds the digest of every other file."""
-    return files.sha256(folder / CARD)
+        plan = {n: Planned.of(p) for n, p in card["plan"].items()}
+        library = folder / LIBRARY if (folder / LIBRARY).is_dir() else None
+        return dataclasses.replace(opened, masks=found, grids=codes, plan=plan, library=library, lineage=lineage)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from compress.artifact import Artifact
+    from compress.contracts import Target
     from compress.data import Source
     from compress.engines import Engines
     from compress.facts import Facts
@@ -83,6 +84,11 @@ class Context:
         engines: the one way to an engine.
         parent: opens the dense parent, a fresh copy each time.
         facts: what was planned of the artifact that the step is given, patterns of masks among it; None without a plan.
+        targets: what the engines are for, of those that the pass asked for, by name.
+        model: where the architecture's configuration comes from: a folder, a hub id or `demo`.
+        workers: how many processes may work side by side on what can be divided.
+        cluster: whether those are processes of this machine or a Ray cluster's.
+        cache: a folder that outlives the step, for what any run may use again, such as latency profiles.
     """
 
     folder: Path
@@ -94,3 +100,8 @@ class Context:
     engines: Engines | None = None
     parent: Callable[[], Artifact] | None = None
     facts: Facts | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    model: str = ""
+    workers: int = 1
+    cluster: Literal["local", "ray"] = "local"
+    cache: Path | None = None

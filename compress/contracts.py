@@ -94,6 +94,7 @@ class Pass(ABC):
     uses: ClassVar[frozenset[DataUse]] = frozenset()
     streams: ClassVar[bool] = False  # whether it works on weights left on disk, through `Artifact.opened` alone
     quantized: ClassVar[bool] = False  # whether it works on a model of which some weights are codes already
+    library: ClassVar[bool] = False  # whether it makes or reads a library of blocks; after any other pass there is none
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -101,6 +102,22 @@ class Pass(ABC):
     def data_uses(self) -> frozenset[DataUse]:
         """Return which data these settings read; a subset of `uses`."""
         return self.uses
+
+    def targets(self, given: Mapping[str, Target]) -> Mapping[str, Target]:
+        """Return those of the pipeline's targets that these settings are about, by name; none unless they are.
+
+        Raises:
+            BadSettings: a target that they name is not there.
+        """
+        return {}
+
+    def files(self) -> Mapping[str, Path]:
+        """Return the files that these settings name and the pass reads, by setting; their bytes decide what it gives.
+
+        Raises:
+            BadSettings: one is not there.
+        """
+        return {}
 
     def plan(self, facts: Facts) -> Facts:
         """Return the facts after this pass, or raise `BadSettings` when it cannot work on such a model."""

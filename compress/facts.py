@@ -51,20 +51,44 @@ class GridFact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What a solver chose for one linear, for later passes to make true.
+
+    Attributes:
+        grid: the codes that it is to get; None = it stays in floats.
+        pattern: of its zeros, as `N:M`; None = it stays dense.
+    """
+
+    grid: GridFact | None = None
+    pattern: str | None = None
+
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> Planned:
+        """Return what `dataclasses.asdict` has written."""
+        grid = entry["grid"]
+        return Planned(grid=GridFact(**{**grid, "others": ()}) if grid else None, pattern=entry["pattern"])
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """The shape of one block; a part of size 0 is absent and adds nothing to the residual.
+    """The shape of one block; a part of size 0 is absent and adds nothing to the residual, unless one linear stands in.
 
     Attributes:
         heads: query heads.
         kv_heads: key and value heads; every one serves as many query heads.
         head_dim: width of a head.
         ffn: neurons of the FFN.
+        linear_attention: whether, in place of attention without heads, each token passes one linear (the output
+            projection, `[hidden, hidden]`) by itself.
+        linear_ffn: whether, in place of an FFN without neurons, one linear stands (the FFN's last, `[hidden, hidden]`).
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     ffn: int
+    linear_attention: bool = False
+    linear_ffn: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a shape that no block can have."""
@@ -72,6 +96,8 @@ class BlockConfig:
             raise ValueError(f"{self}: sizes must not be negative, nor head_dim 0")
         if bool(self.heads) != bool(self.kv_heads) or (self.heads and self.heads % self.kv_heads):
             raise ValueError(f"{self}: every key head must serve as many query heads")
+        if (self.linear_attention and self.heads) or (self.linear_ffn and self.ffn):
+            raise ValueError(f"{self}: a linear stands only in place of a part that has no heads, or no neurons")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +118,12 @@ class Facts:
     masks: Mapping[str, MaskFact] = field(default_factory=dict)
     grids: Mapping[str, GridFact] = field(default_factory=dict)  # block linears whose weights are codes
     branches: Mapping[str, int] = field(default_factory=dict)  # block linears with a low-rank path: name -> rank
+    plan: Mapping[str, Planned] = field(default_factory=dict)  # what a solver chose: block linear -> codes and zeros
+    library: bool = False  # whether blocks to choose from come with the model
     trained: bool = False
     dropped: int = 0  # how many blocks of the dense parent are gone
     stored: bool = False  # whether the weights of the blocks stay on disk
+    open: bool = False  # whether a choice yet to be made may leave any of this smaller, so that it is judged again then
 
     @property
     def blocks(self) -> int:

@@ -15,6 +15,14 @@ from typing import IO, Any
 from compress.errors import NoSpace, Tampered
 
 
+def link(source: str, target: str) -> None:
+    """Let a file stand at a second place too: the same bytes on disk where the system can, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256(path: Path) -> str:
     """Return the hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from compress import registry
 from compress.context import Report
 from compress.contracts import Target
 from compress.errors import BadSettings
-from compress.facts import BlockConfig, GridFact, Task
+from compress.facts import BlockConfig, GridFact, Planned, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,39 @@ class Wanted:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """A model to be timed before it is made, by its shapes alone.
+
+    Attributes:
+        layout: its blocks.
+        plan: codes and zeros of the blocks' linears, by name; one that is not named is dense, in floats.
+    """
+
+    layout: tuple[BlockConfig, ...]
+    plan: Mapping[str, Planned] = field(default_factory=dict)
+
+
 class Profiler(ABC):
-    """Takes profiles, checks them, and tells what they say."""
+    """Takes profiles, checks them, tells what they say, and makes engines to be timed before any model is trained."""
+
+    @abstractmethod
+    def engine(self, model: str, task: Task, build: Build, target: Target, folder: Path) -> Path:
+        """Write an engine of random weights that takes the time of a build, into a new folder, and return it.
+
+        It goes through the target's own exporter, with the kernels that a finished engine may use; its values mean
+        nothing.
+
+        Args:
+            model: a folder, a hub id or `demo`, whose architecture and sizes outside the blocks are meant.
+            task: what the model is for.
+            build: the blocks.
+            target: what for.
+            folder: to make.
+
+        Raises:
+            UserFault: such an engine cannot be made for this target.
+        """
 
     @abstractmethod
     def take(self, wanted: Wanted, path: Path, report: Report) -> list[str]:

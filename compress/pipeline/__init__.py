@@ -7,7 +7,6 @@ beside it), `exports/` (what needs no runtime), `quality/` and `latency/` (measu
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
@@ -148,8 +147,10 @@ def _run(pipeline: Pipeline, facts: list[Facts], folder: Path, console: Console)
     jobs = list(_exports(pipeline))
     runner.count = 1 + len(pipeline.passes) + len(jobs) + 1 + len(pipeline.targets)
     dense = last = runner.model()
-    for entry, (before, after) in zip(pipeline.passes, itertools.pairwise(facts), strict=True):
-        last = runner.run_pass(entry, last, before, after)
+    for done, entry in enumerate(pipeline.passes, start=1):
+        last = runner.run_pass(entry, last, facts[done - 1], facts[done])
+        if facts[done].open:
+            facts[done:] = settings.check_rest(pipeline, done, runner.known(last, facts[done]))
     exported: list[Done] = []
     for index, (entry, target, name, parent) in enumerate(jobs, start=len(runner.done) + 1):
         source, known = (dense, facts[0]) if parent else (last, facts[-1])

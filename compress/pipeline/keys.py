@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -73,10 +73,16 @@ class Keys:
                 "settings": plugin.settings.model_dump(mode="json"),
                 "before": before,
                 "data": {role: self.sources[role].digest for role in sorted(plugin.data_uses())},
+                "targets": {n: t.model_dump(mode="json") for n, t in sorted(self.targets(plugin).items())},
+                "files": {key: files.sha256(path) for key, path in sorted(plugin.files().items())},
                 "code": [code_digest(m) for m in modules],
                 **self.surroundings(),
             }
         )
+
+    def targets(self, plugin: Pass) -> Mapping[str, Target]:
+        """Return the targets that a pass is about."""
+        return plugin.targets({t.name: t for t in self.pipeline.targets})
 
     def export(self, entry: Entry, before: str, target: Target | None, uses: Collection[Role] = ()) -> str:
         """Return the key of an export of the artifact of digest `before`, which reads some of the data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import shutil
 import time
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from compress import artifact as artifacts
-from compress import files, grids, loading, store
+from compress import files, grids, loading, store, tree
 from compress.artifact import Artifact, Step
 from compress.context import Context
 from compress.contracts import Exporter, Pass, Target
@@ -100,10 +101,18 @@ class Runner:
         def make(context: Context) -> Artifact:
             given = self.open(before.folder, changes=context.folder / "blocks")
             given.to_(context.device)
-            return plugin.run(given, dataclasses.replace(context, facts=planned))
+            about: dict[str, Any] = {
+                "facts": planned,
+                "targets": self.keys.targets(plugin),
+                "model": str(self.done[0].folder),
+            }
+            made = plugin.run(given, dataclasses.replace(context, **about))
+            return made if plugin.library else made.after(library=None)
 
         def ensures(folder: Path) -> None:
             was, now = self.open(before.folder), self.open(folder)
+            if facts.open:  # it has chosen what could not be told
+                return plugin.ensures(was, now)
             if set(now.masks) != set(facts.masks):
                 raise BrokenPromise(f"{entry.name}: declared {len(facts.masks)} masks and left {len(now.masks)}")
             if not facts.admits(grids.facts(now.grids)):
@@ -116,6 +125,14 @@ class Runner:
         return self._artifact(
             entry.use, entry.name, key, settings, make, ensures, {r: self.keys.sources[r] for r in uses}
         )
+
+    def known(self, done: Done, planned: Facts) -> Facts:
+        """Return what is known of a step's artifact, now that what was open when it was planned is chosen."""
+        made = self.open(done.folder)
+        now = tree.facts(made.model, made.task)
+        masks = {n: planned.masks[n] for n in made.masks}
+        kept = {n: getattr(planned, n) for n in ("trained", "dropped", "stored", "library")}
+        return now.after(masks=masks, grids=grids.facts(made.grids), plan=made.plan, **kept)
 
     def _artifact(
         self,
@@ -170,6 +187,9 @@ class Runner:
             report=self.console,
             engines=self.engines,
             parent=self._parent if self.done else None,
+            workers=self.pipeline.compute.workers or os.cpu_count() or 1,
+            cluster=self.pipeline.compute.engine,
+            cache=self.folder / "cache",
         )
 
     def _parent(self) -> Artifact:

@@ -8,7 +8,9 @@ mean the built-in ones (write `./demo` for a folder of that name).  `run.folder`
 """
 
 from compress.settings.json_schema import schema
-from compress.settings.reading import check, read
+from compress.settings.reading import check, check_rest, read
 from compress.settings.tables import ComputeSettings, Entry, ModelSettings, Pipeline, RunSettings
 
-__all__ = ["ComputeSettings", "Entry", "ModelSettings", "Pipeline", "RunSettings", "check", "read", "schema"]
+__all__ = [
+    "ComputeSettings", "Entry", "ModelSettings", "Pipeline", "RunSettings", "check", "check_rest", "read", "schema",
+]  # fmt: skip

@@ -43,11 +43,26 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
         start = start.after(stored=True)
         _judge_streams(pipeline, faults)
     _judge_targets(pipeline, start, faults)
-    facts = _fold(pipeline.passes, start, faults)
+    facts = _fold(pipeline, start, faults)
     _judge_data(pipeline, facts, faults)
     if len(facts) > len(pipeline.passes):
         _judge_exports(pipeline, facts[-1], faults)
     return facts
+
+
+def judge_rest(pipeline: Pipeline, done: int, facts: Facts, faults: Faults) -> list[Facts]:
+    """Return the facts after some passes, now that they are known, and after each pass to come; as `judge` does.
+
+    Args:
+        pipeline: judged as a whole before.
+        done: how many passes have run.
+        facts: what is known of the model that the last of them left.
+        faults: where faults go.
+    """
+    found = _fold(pipeline, facts, faults, done)
+    if len(found) > len(pipeline.passes) - done:
+        _judge_exports(pipeline, found[-1], faults)
+    return found
 
 
 def _judge_device(device: str, faults: Faults) -> None:
@@ -71,15 +86,19 @@ def _judge_streams(pipeline: Pipeline, faults: Faults) -> None:
             faults.add(("export", entry.index - 1, "use"), what, entry.use)
 
 
-def _fold(passes: tuple[Entry, ...], start: Facts, faults: Faults) -> list[Facts]:
-    facts = [start]
-    for entry in passes:
+def _fold(pipeline: Pipeline, start: Facts, faults: Faults, done: int = 0) -> list[Facts]:
+    """Return the facts at the start, which so many passes have led to, and after each pass that follows."""
+    facts, targets = [start], {t.name: t for t in pipeline.targets}
+    for entry in pipeline.passes[done:]:
         assert isinstance(entry.plugin, Pass)
-        if entry.index != len(facts):
+        if entry.index != done + len(facts):
             break  # the pass before it could not be read
         try:
             _judge_grids(entry, facts[-1])
-            facts.append(entry.plugin.plan(facts[-1]))
+            entry.plugin.targets(targets)
+            entry.plugin.files()
+            after = entry.plugin.plan(facts[-1])
+            facts.append(after if entry.plugin.library else after.after(library=False))
         except UserFault as error:
             faults.add_error(("pass", entry.index - 1), error, entry.use)
             mended = _with_default(entry.plugin, error, facts[-1])

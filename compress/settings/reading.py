@@ -15,7 +15,7 @@ from compress.errors import BadPipeline
 from compress.facts import Facts
 from compress.settings import entries
 from compress.settings.faults import Faults
-from compress.settings.judging import judge
+from compress.settings.judging import judge, judge_rest
 from compress.settings.places import Places
 from compress.settings.tables import (
     LISTS,
@@ -68,6 +68,26 @@ def check(pipeline: Pipeline | Path | str) -> list[Facts]:
     facts = judge(opened, faults)
     faults.raise_any()
     return facts
+
+
+def check_rest(pipeline: Pipeline, done: int, facts: Facts) -> list[Facts]:
+    """Judge what is left of a pipeline once a pass has chosen what could not be told before.
+
+    Args:
+        pipeline: checked as a whole before.
+        done: how many passes have run.
+        facts: of the model that the last of them left.
+
+    Returns:
+        These facts, then those after each pass to come.
+
+    Raises:
+        BadPipeline: every fault, a line each.
+    """
+    faults = Faults(pipeline.path, pipeline.places)
+    found: list[Facts] = judge_rest(pipeline, done, facts, faults)
+    faults.raise_any()
+    return found
 
 
 def _pipeline(path: Path, document: Mapping[str, Any], places: Places, faults: Faults) -> Pipeline | None:

@@ -33,6 +33,12 @@ class ComputeSettings(Settings):
     device: str = Field("cpu", pattern=DEVICE, description="cpu, cuda or cuda:<number>")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the passes")
     threads: int | None = Field(None, ge=1, description="CPU threads; all cores unless given")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="where work that can be divided goes: processes of this machine, or a Ray cluster"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="processes side by side for such work; one a core (or a node's core) unless given"
+    )
     weights: Literal["memory", "disk"] = Field(
         "memory", description="where weights stay; with 'disk' one block at a time is read, whatever the model's size"
     )
