@@ -101,7 +101,7 @@ def open_folder(
     health.check_weights(folder)
     shapes = disk.read(folder)
     with quiet():
-        tokenizer = _tokenizer(folder, trust_remote_code)
+        tokenizer = read_tokenizer(folder, trust_remote_code)
         plain: Any = type(_hollow(task, config, trust_remote_code)) if shapes else CLASSES[task]
         maker: Any = disk.shaped(plain, shapes.layout) if shapes else plain
         try:
@@ -148,7 +148,7 @@ def open_stored(
     health.check_weights(folder)
     shapes = disk.read(folder)
     with quiet():
-        tokenizer = _tokenizer(folder, trust_remote_code)
+        tokenizer = read_tokenizer(folder, trust_remote_code)
         dtype = dtype or skeleton.dtype_of(config, folder)
         make = partial(CLASSES[task].from_config, config, dtype=dtype, trust_remote_code=trust_remote_code)
         model = skeleton.build(make)
@@ -234,7 +234,8 @@ def _config_for(folder: Path, task: Task, trust_remote_code: bool, labels: int |
     return config
 
 
-def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the folder's tokenizer, or raise `BadModel` when it cannot be loaded."""
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

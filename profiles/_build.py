@@ -10,14 +10,15 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compress import blocks, files, loading, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings, Unavailable
-from compress.facts import BlockConfig, Task
-from compress.grid import Grid, bounds, groups
+from compress.facts import BlockConfig, GridFact, Task
+from compress.grid import Grid, bounds, groups, spread
 from profiles import _precision
 from profiles._parts import Attention, Base, Choice, Part
 from profiles._stack import Names, Pieces, stack, write
@@ -49,7 +50,7 @@ class Workshop:
         if len({(c.part.family, c.part.hidden) for c in self.choices}) != 1:
             raise BadSettings("parts of one profile run must have one family and one hidden size", key="shape")
         artifact = _sampler(config, task, (*self.choices, self.choices[0]), seed)  # the last one is never used
-        exporter = _exporter(target)
+        exporter = exporter_for(target)
         folder.mkdir(parents=True, exist_ok=True)
         context = Context(folder=folder, seed=seed)
         exported = exporter.export(artifact, folder, context, target)
@@ -98,30 +99,44 @@ def names_of(artifact: Artifact) -> Names:
 def _sampler(config: Any, task: Task, choices: Sequence[Choice], seed: int) -> Artifact:
     """Return a model with one block for each choice, of which only that part is there."""
     config = copy.deepcopy(config)
-    config.vocab_size, config.num_hidden_layers = SMALL, len(choices)
-    if kinds := getattr(config, "layer_types", None):
-        config.layer_types = [kinds[0]] * len(choices)
+    config.vocab_size = SMALL
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if isinstance(number := getattr(config, name, None), int) and number >= SMALL:
             setattr(config, name, 1)
-    with torch.random.fork_rng(devices=[]), loading.quiet():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = loading.CLASSES[task].from_config(config).eval()
-        tree.linearise_(model)
+        model = plain(config, task, len(choices))
         width = tree.layout(model)[0].head_dim
-        blocks.shape_(model, [_config(c.part, width) for c in choices])
-        for parameter in model.parameters():  # no two alike: equal ones would be stored once
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        fill_(model, [_config(c.part, width) for c in choices])
         grids = {}
         for block, choice in zip(tree.blocks(model), choices, strict=True):
             for name, linear in tree.block_linears(model).items():
                 if name.startswith(f"{block}."):
-                    kept = _kept(linear.weight, choice.pattern)
+                    kept = kept_of(linear.weight, choice.pattern)
                     linear.weight.data *= kept
-                    if grid := _grid(linear, kept, choice.precision):
-                        grids[name], linear.weight.data = grid, grid.dequantized()
+                    if fact := _precision.parse(choice.precision).grid:
+                        grids[name] = grid_(linear, kept, fact)
     tokenizer: Any = None  # nothing here reads texts
     return Artifact(model=model, tokenizer=tokenizer, task=task, grids=grids)
+
+
+def plain(config: Any, task: Task, count: int) -> PreTrainedModel:
+    """Return a fresh model of an architecture, with so many blocks; linears `[out, in]`."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = count
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = [kinds[0]] * count
+    with loading.quiet():
+        model: PreTrainedModel = loading.CLASSES[task].from_config(config).eval()
+    tree.linearise_(model)
+    return model
+
+
+def fill_(model: PreTrainedModel, layout: Sequence[BlockConfig]) -> None:
+    """Give the blocks their shapes, and every parameter random values: equal ones would be stored once."""
+    blocks.shape_(model, layout)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
 def _config(part: Part, width: int) -> BlockConfig:
@@ -133,7 +148,7 @@ def _config(part: Part, width: int) -> BlockConfig:
     return BlockConfig(heads=0, kv_heads=0, head_dim=width, ffn=part.neurons)
 
 
-def _kept(weight: Tensor, pattern: str) -> Tensor:
+def kept_of(weight: Tensor, pattern: str) -> Tensor:
     """Return which weights stay: of N:M the first N of every M inputs, half of them without a pattern."""
     if pattern == "dense":
         return torch.ones_like(weight, dtype=torch.bool)
@@ -143,21 +158,29 @@ def _kept(weight: Tensor, pattern: str) -> Tensor:
     return (torch.arange(weight.shape[1]) % many < few).expand_as(weight)
 
 
-def _grid(linear: nn.Linear, kept: Tensor, precision: str) -> Grid | None:
-    """Return random codes: their values do not matter to the clock, nor do steps as long as they are sound."""
-    fact = _precision.parse(precision).grid
-    if fact is None:
-        return None
+def grid_(linear: nn.Linear, kept: Tensor, fact: GridFact) -> Grid:
+    """Give a linear random codes: their values do not matter to the clock, nor do steps as long as they are sound.
+
+    Args:
+        linear: its weight becomes what the codes stand for.
+        kept: bool `[out, in]`; the other codes stand for 0.
+        fact: which codes.
+    """
     low, high = bounds(fact.bits)
-    codes = torch.randint(low, high + 1, linear.weight.shape, dtype=torch.int8) * kept
     many = (linear.out_features, groups(linear.in_features, fact.group_size))
-    scale = (torch.rand(many) + 0.5) / (high * linear.in_features**0.5)
-    return Grid(
-        bits=fact.bits, group_size=fact.group_size, codes=codes.to(torch.int8), scale=scale, activation=fact.activation
-    )
+    zero = torch.randint(low, high + 1, many, dtype=torch.int8) if fact.zero else None
+    codes = torch.randint(low, high + 1, linear.weight.shape, dtype=torch.int8)
+    at_zero = torch.zeros_like(codes) if zero is None else spread(zero, linear.in_features, fact.group_size)
+    grid = Grid(
+        bits=fact.bits, group_size=fact.group_size, codes=torch.where(kept, codes, at_zero),
+        scale=(torch.rand(many) + 0.5) / (high * linear.in_features**0.5),
+        zero=zero, offset=torch.zeros(many) if fact.offset else None, activation=fact.activation,
+    )  # fmt: skip
+    linear.weight.data = grid.dequantized()
+    return grid
 
 
-def _exporter(target: Target) -> Exporter:
+def exporter_for(target: Target) -> Exporter:
     """Return the exporter that writes what the target's runtime opens."""
     for name in registry.names("exporters"):
         found = registry.load("exporters", name, Exporter)

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.context import Report
+from compress.contracts import Target
 from compress.errors import BadSettings
-from compress.profiling import Profiler, Wanted
+from compress.facts import Task
+from compress.profiling import Build, Profiler, Wanted
 from profiles import _file, roofline
 from profiles._file import Document, Profile
 from profiles._machine import here, trust
@@ -38,6 +40,16 @@ Request = tuple[int, int]
 
 class Measure(Profiler):
     """Measures on this machine."""
+
+    def engine(self, model: str, task: Task, build: Build, target: Target, folder: Path) -> Path:
+        """Write an engine of random weights that takes the time of a build, into a new folder, and return it.
+
+        Raises:
+            UserFault: the model cannot be opened, the runtime is not here, or it cannot have such blocks or codes.
+        """
+        from profiles import _whole  # seconds of torch, which looking at a profile need not wait for
+
+        return _whole.engine(model, task, build, target, folder)
 
     def take(self, wanted: Wanted, path: Path, report: Report) -> list[str]:
         """Measure what the file at `path` does not hold yet, write it part by part, and return lines about it.

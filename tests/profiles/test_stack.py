@@ -137,7 +137,7 @@ def test_every_copy_has_weights_of_its_own_and_the_head_any_vocabulary(shop: Any
 
 
 def test_patterns_are_in_the_weights(shop: Any, tmp_path: Path) -> None:
-    kept = _build._kept(torch.ones(3, 10), "2:4")
+    kept = _build.kept_of(torch.ones(3, 10), "2:4")
     assert kept[1].tolist() == [True, True, False, False] * 2 + [True, True]
     exact = shop("llama")[0].choices[3]
     fast = exact.model_copy(update={"precision": "int4-g16"})

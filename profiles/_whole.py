@@ -1,0 +1,92 @@
+"""Whole engines of random weights, in the shapes and codes of a model that is yet to be made: they take its time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress import files, grids, loading, tree
+from compress.artifact import Artifact, Step
+from compress.context import Context
+from compress.contracts import Export, Exporter, Target
+from compress.engines.manifest import seal
+from compress.errors import BadSettings
+from compress.facts import Planned, Task
+from compress.grid import Grid
+from compress.profiling import Build
+from profiles import _build
+
+_NOTE = "random weights: an engine to be timed, whose values mean nothing"
+
+
+def engine(model: str, task: Task, build: Build, target: Target, folder: Path) -> Path:
+    """Write an engine that takes the time of a build; see `compress.profiling.Profiler.engine`."""
+    exporter = _build.exporter_for(target)
+    artifact = stand_in(model, task, build)
+    facts = tree.facts(artifact.model, task).after(grids=grids.facts(artifact.grids))
+    exporter.plan(facts, target)
+    with files.atomic_folder(folder) as new:
+        seal(artifact, exporter, target, _export(artifact, exporter, target, new), new)
+    return folder
+
+
+def stand_in(model: str, task: Task, build: Build, seed: int = 0) -> Artifact:
+    """Return a model of random weights with the blocks, codes and zeros of a build.
+
+    Raises:
+        BadModel: the architecture cannot be read.
+        BadSettings: the plan is about linears that such blocks do not have, or codes that do not fit them.
+    """
+    source = loading.locate(model)
+    config = loading.read_config(source)
+    if task == "regression":
+        config.num_labels = 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = _build.plain(config, task, len(build.layout))
+        _build.fill_(made, build.layout)
+        masks, codes = _realise_(tree.block_linears(made), build.plan)
+    return Artifact(
+        model=made, tokenizer=loading.read_tokenizer(source), task=task, masks=masks, grids=codes,
+        lineage=(Step(use="stand-in", notes=(_NOTE,)),),
+    )  # fmt: skip
+
+
+def _realise_(
+    linears: Mapping[str, torch.nn.Linear], plan: Mapping[str, Planned]
+) -> tuple[dict[str, Tensor], dict[str, Grid]]:
+    """Give linears the zeros and codes of a plan, and return both by name."""
+    masks: dict[str, Tensor] = {}
+    codes: dict[str, Grid] = {}
+    for name, planned in plan.items():
+        if name not in linears:
+            raise BadSettings(f"{name}: is planned, but such blocks have no such linear", key="plan")
+        linear = linears[name]
+        kept = _build.kept_of(linear.weight, planned.pattern or "dense")
+        if planned.pattern:
+            masks[name] = kept.clone()
+            linear.weight.data *= kept
+        if fact := planned.grid:
+            if fact.group_size and fact.group_size > linear.in_features:
+                what = f"{linear.in_features} inputs have no groups of {fact.group_size}"
+                raise BadSettings(f"{name}: {what}; plan smaller groups, or whole rows", key="plan")
+            codes[name] = _build.grid_(linear, kept, fact)
+    return masks, codes
+
+
+def _export(artifact: Artifact, exporter: Exporter, target: Target, folder: Path) -> Export:
+    """Write the engine with the fastest kernels that a finished one may have.
+
+    Whether they lose too much is no question of random weights; where they do, the finished engine is slower.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = exporter.export(artifact, folder, Context(folder=Path(scratch)), target)
+    if not exported.variants:
+        return exported
+    for name in exported.files:
+        (folder / name).unlink()
+    return exported.variants[-1].write(folder)

@@ -1,0 +1,101 @@
+"""Engines of random weights have the blocks, codes and zeros of the model that they stand in for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from compress import loading, measure, tree
+from compress.contracts import Target
+from compress.engines import Engines
+from compress.errors import BadSettings
+from compress.facts import BlockConfig, GridFact, Planned
+from compress.profiling import Build, profiler
+from profiles import _whole
+
+INT4, INT8 = GridFact(bits=4, group_size=32), GridFact(bits=8, group_size=None, activation="dynamic")
+TARGET = Target(prompt=8, generate=2)
+
+
+def _names(model: str, task: Any, build: Build) -> list[str]:
+    return list(tree.block_linears(_whole.stand_in(model, task, Build(layout=build.layout)).model))
+
+
+def _uneven(model: str, task: Any) -> tuple[BlockConfig, ...]:
+    """The model's first block, one without attention and one with a narrow FFN."""
+    first = loading.facts_of(model, task).layout[0]
+    narrow = {"head_dim": first.head_dim, "heads": first.heads, "kv_heads": first.kv_heads, "ffn": 32}
+    return (first, BlockConfig(heads=0, kv_heads=0, head_dim=first.head_dim, ffn=first.ffn), BlockConfig(**narrow))
+
+
+def test_an_engine_has_the_shapes_codes_and_zeros_of_its_build(tmp_path: Path) -> None:
+    layout = _uneven("demo", "causal-lm")
+    names = _names("demo", "causal-lm", Build(layout=layout))
+    plan = {names[0]: Planned(grid=INT4), names[1]: Planned(grid=INT8), names[2]: Planned(pattern="2:4")}
+    build = Build(layout=layout, plan=plan)
+    folder = profiler().engine("demo", "causal-lm", build, TARGET, tmp_path / "e")
+    manifest = json.loads((folder / "engine.json").read_text())
+    assert manifest["codes"]["kernels"] == "integer"  # the fastest, whatever they lose
+    assert set(manifest["codes"]["layers"]) == {names[0], names[1]}
+    assert manifest["target"]["prompt"] == 8
+    assert [p["layer"] for p in manifest["past"]] == [0, 2]
+    weights = ir.load(folder / "model.onnx").graph.initializers
+    floats = weights[f"{names[2]}.weight"].const_value
+    assert floats is not None
+    zeros = np.array(floats.numpy() == 0)
+    assert zeros.mean() == pytest.approx(0.5)
+    engine = Engines().open(folder)
+    past = engine.empty_past(1)
+    logits, _ = engine.step(np.ones((1, 3), np.int64), np.ones((1, 3), np.int64), np.arange(3)[None], past)
+    engine.close()
+    assert logits.shape[1] == 3
+    assert np.isfinite(logits).all()
+
+
+def test_a_build_is_timed_beside_the_dense_one(tmp_path: Path) -> None:
+    layout = loading.facts_of("demo", "causal-lm").layout
+    whole = profiler().engine("demo", "causal-lm", Build(layout=layout), TARGET, tmp_path / "dense")
+    bare = tuple(BlockConfig(heads=0, kv_heads=0, head_dim=b.head_dim, ffn=0) for b in layout)
+    less = profiler().engine("demo", "causal-lm", Build(layout=bare), TARGET, tmp_path / "bare")
+    found = measure.measure([whole, less], TARGET, processes=1, seconds=0.05)
+    assert found.engines[1].prefill.ratio < 0.7
+    assert found.engines[1].decode is not None
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen3"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_every_family_has_stand_ins(kind: str, zero: bool, tiny: Any, tmp_path: Path) -> None:
+    model, task = str(tmp_path), "classification" if kind == "bert" else "causal-lm"
+    artifact = tiny(kind)
+    artifact.model.save_pretrained(model)
+    artifact.tokenizer.save_pretrained(model)
+    build = Build(layout=_uneven(model, task))
+    plan = {
+        n: Planned(grid=GridFact(bits=4, group_size=16, zero=zero), pattern="2:4") for n in _names(model, task, build)
+    }
+    made = _whole.stand_in(model, task, Build(layout=build.layout, plan=plan))
+    assert tree.layout(made.model) == build.layout
+    for name, linear in tree.block_linears(made.model).items():
+        made.grids[name].check(name, linear.weight, made.masks[name])
+        assert made.grids[name].fact == plan[name].grid
+        assert not linear.weight[~made.masks[name]].any()
+
+
+def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
+    layout = _uneven("demo", "causal-lm")
+    last = _names("demo", "causal-lm", Build(layout=layout))[-1]  # reads 32 neurons
+    wide = Build(layout=layout, plan={last: Planned(grid=GridFact(bits=4, group_size=64))})
+    for build, told in (
+        (wide, "32 inputs have no groups of 64"),
+        (Build(layout=layout, plan={"x": Planned()}), "x: is planned"),
+    ):
+        with pytest.raises(BadSettings, match=told):
+            profiler().engine("demo", "causal-lm", build, TARGET, tmp_path / "e")
+    with pytest.raises(BadSettings, match="no exporter writes engines for 'abacus'"):
+        profiler().engine("demo", "causal-lm", wide, Target(runtime="abacus"), tmp_path / "e")
+    assert not list(tmp_path.iterdir())
