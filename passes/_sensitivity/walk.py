@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from compress.artifact import Artifact
 from compress.context import Bar, Context
 from compress.errors import BadModel
 from passes._layerwise import Call, calls, first, run
-from passes._sensitivity.judge import Judge
+from passes._sensitivity.judge import Judge, Kind
+from passes._sensitivity.score import Score
 from passes._train import draw, inputs_of
 
 _BATCH = 4  # windows at once
@@ -35,11 +37,46 @@ class Change:
     names: Sequence[str]
     made: Callable[[str, Tensor], Tensor]
 
+    def inside(self, block: str) -> bool:
+        """Tell whether it is about a block of this name."""
+        return self.names[0].startswith(f"{block}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """Another module in a block's place.
+
+    Attributes:
+        key: its name, of its own among all changes.
+        block: the block's name.
+        made: returns the module, called as the block is; asked for while the block holds real weights.
+    """
+
+    key: str
+    block: str
+    made: Callable[[], nn.Module]
+
+    def inside(self, block: str) -> bool:
+        """Tell whether it is about a block of this name."""
+        return self.block == block
+
+
+def distances(
+    artifact: Artifact, changes: Sequence[Change | Swap], windows: int, context: Context, journal: Path
+) -> dict[str, float]:
+    """Return by key how far each change by itself takes the model's outputs, as `scores` does, without the rows."""
+    return {key: score.mean for key, score in scores(artifact, changes, windows, context, journal).items()}
+
 
 @torch.no_grad()
-def distances(
-    artifact: Artifact, changes: Sequence[Change], windows: int, context: Context, journal: Path
-) -> dict[str, float]:
+def scores(
+    artifact: Artifact,
+    changes: Sequence[Change | Swap],
+    windows: int,
+    context: Context,
+    journal: Path,
+    kind: Kind = "kl",
+) -> dict[str, Score]:
     """Return by key how far each change by itself takes the model's outputs; the model stays as it is.
 
     Cost: a forward of the windows through half of the blocks, and the head, for each change; the hidden states of all
@@ -50,33 +87,37 @@ def distances(
         changes: in any order.
         windows: how many rows of the calibration data are drawn, if there are as many.
         context: data, device, seed and report.
-        journal: a file that holds what was judged already; written after each block.
+        journal: a file that holds what was judged already, by these rows and this formula; written after each block.
+        kind: the formula, as `Judge` has them.
 
     Raises:
         BadModel: outputs are NaN or infinite.
+        BadData: the rows have no labels, where the formula needs some.
     """
-    found: dict[str, float] = files.read_json(journal) if journal.exists() else {}
+    kept: dict[str, Any] = files.read_json(journal) if journal.exists() else {"weights": [], "sums": {}}
+    found: dict[str, list[float]] = kept["sums"]
     names = list(tree.blocks(artifact.model))
-    todo = [[c for c in changes if c.names[0].startswith(f"{block}.")] for block in names]
+    todo = [[c for c in changes if c.inside(block)] for block in names]
     blocks_left = [len(names) - index for index in range(len(names))]
     done = [sum(c.key in found for c in here) * left for here, left in zip(todo, blocks_left, strict=True)]
     total = [len(here) * left for here, left in zip(todo, blocks_left, strict=True)]
     if done != total:
         artifact.model.train(False)
-        walk = _Walk(artifact, windows, context)
+        walk = _Walk(artifact, windows, context, kind)
+        kept["weights"] = list(walk.judge.weights)
         with context.report.bar("sensitivity", sum(total), sum(done)) as bar:
             for index, here in enumerate(todo):
                 if missing := [c for c in here if c.key not in found]:
                     found |= walk.judged(index, missing, bar)
-                    files.write_json(journal, found)
+                    files.write_json(journal, kept)
                 walk.advance(index)
-    return {c.key: found[c.key] for c in changes}
+    return {c.key: Score(tuple(found[c.key]), tuple(kept["weights"])) for c in changes}
 
 
 class _Walk:
     """The windows on their way through the model as it is, at the door of one block after the other."""
 
-    def __init__(self, artifact: Artifact, windows: int, context: Context) -> None:
+    def __init__(self, artifact: Artifact, windows: int, context: Context, kind: Kind) -> None:
         self.artifact, self.names = artifact, list(tree.blocks(artifact.model))
         examples = context.data["calibration"].examples(artifact.tokenizer)
         rows = draw(0, len(examples), windows, context.seed)
@@ -86,7 +127,7 @@ class _Walk:
         self.hidden = door = [hidden for _, hidden in given]
         for index in range(len(self.names)):
             self.advance(index)
-        self.judge = Judge(artifact, batches, self.hidden)
+        self.judge = Judge(artifact, batches, self.hidden, kind)
         self.hidden = door
 
     def advance(self, index: int) -> None:
@@ -94,8 +135,8 @@ class _Walk:
         with self.artifact.opened(self.names[index]) as block:
             self.hidden = self._passed(block, index, self.hidden)
 
-    def judged(self, index: int, changes: Sequence[Change], bar: Bar) -> dict[str, float]:
-        """Return how far each change to the block of this number takes the outputs."""
+    def judged(self, index: int, changes: Sequence[Change | Swap], bar: Bar) -> dict[str, list[float]]:
+        """Return how far each change to the block of this number takes the outputs, row by row."""
         with self.artifact.opened(self.names[index]) as block:
             models = [self._changed(block, index, change) for change in changes]
             bar.advance(len(changes))
@@ -103,14 +144,16 @@ class _Walk:
             with self.artifact.opened(self.names[later]) as block:
                 models = [self._passed(block, later, hidden) for hidden in models]
                 bar.advance(len(changes))
-        found = dict(zip((c.key for c in changes), self.judge.distances(models), strict=True))
-        for key, distance in found.items():
-            if not math.isfinite(distance):
+        found = dict(zip((c.key for c in changes), self.judge.rows(models), strict=True))
+        for key, distances in found.items():
+            if not all(map(math.isfinite, distances)):
                 raise BadModel(f"{key}: the outputs with this change, or without, are NaN or infinite")
         return found
 
-    def _changed(self, block: nn.Module, index: int, change: Change) -> list[Tensor]:
+    def _changed(self, block: nn.Module, index: int, change: Change | Swap) -> list[Tensor]:
         """Return what the block gives with a change."""
+        if isinstance(change, Swap):
+            return self._passed(change.made(), index, self.hidden)
         new: dict[str, Tensor] = {}
         for name in change.names:
             inner = f"{name.removeprefix(f'{self.names[index]}.')}.weight"
