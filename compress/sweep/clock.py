@@ -1,0 +1,65 @@
+"""Ratios of times that are known well enough: measured again, longer, until their intervals are narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from compress import measure
+from compress.context import Report
+from compress.contracts import Target
+from compress.measure import Figures, Measurement, Time
+
+HALF = 0.01  # of the 95 % interval of a ratio, relative: what budgets are judged with
+PROCESSES = (3, 6, 12)
+PHASES = {"prefill_ms": "prefill", "decode_ms": "decode", "request_ms": "request"}
+
+
+def timed(
+    folders: Sequence[Path],
+    target: Target,
+    report: Report,
+    costs: Collection[str],
+    *,
+    half: float = HALF,
+    processes: Sequence[int] = PROCESSES,
+    clock: Callable[..., Measurement] = measure.measure,
+) -> Measurement:
+    """Time engines interleaved, in more and more processes until the ratios of some costs are known within `half`.
+
+    Args:
+        folders: engine folders; the first is the dense one's, the reference.
+        target: device, threads and request.
+        report: shows a bar; is told what stays wide.
+        costs: times that are to be known, such as `decode_ms`.
+        half: half width of the 95 % interval, relative.
+        processes: how many to try, ascending; the last is what there is.
+        clock: `compress.measure.measure`, or one like it.
+    """
+    for count in processes:
+        found = clock(folders, target, report, processes=count)
+        wide = unresolved(found, costs, half)
+        if not wide:
+            return found
+    for cost in wide:
+        report.note(
+            f"{cost.removesuffix('_ms')}: known within {margin(time_of(found.engines[-1], cost)):.1%} after "
+            f"{found.processes} processes; closer than {half:.0%} is not resolvable on this machine"
+        )
+    return found
+
+
+def time_of(engine: Figures, cost: str) -> Time | None:
+    """Return an engine's time by cost; None where it has no such phase."""
+    found: Time | None = getattr(engine, PHASES[cost])
+    return found
+
+
+def margin(time: Time | None) -> float:
+    """Return the half width of the 95 % interval of a time's ratio, relative to the ratio."""
+    return (time.ratio_high - time.ratio_low) / (2 * time.ratio) if time else 0.0
+
+
+def unresolved(measured: Measurement, costs: Collection[str], half: float = HALF) -> list[str]:
+    """Return the costs whose ratio, of the last engine, is known less well than `half`."""
+    return [cost for cost in costs if cost in PHASES and margin(time_of(measured.engines[-1], cost)) > half]
