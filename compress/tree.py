@@ -48,7 +48,24 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def layout(model: PreTrainedModel) -> tuple[BlockConfig, ...]:
     """Return the shape of every block, read from its linears; those of a transposed family must be linearised."""
     table = family(model)
-    return tuple(_shape(block, table) for block in blocks(model).values())
+    return tuple(shape(block, table) for block in blocks(model).values())
+
+
+def shape(block: nn.Module, table: Family) -> BlockConfig:
+    """Return the shape of one block of a family, read from its linears."""
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    width: int = getattr(block.get_submodule(table.core), table.head_dim)
+    rows = [linears[n].out_features // width for n in table.qkvo[:-1] if n in linears] or [0, 0]
+    heads, kv_heads = (rows[0] // 3, rows[0] // 3) if table.fused else rows[:2]
+    ffn = linears[table.up[0]].out_features if table.up[0] in linears else 0
+    return BlockConfig(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=width,
+        ffn=ffn,
+        linear_attention=heads == 0 and table.qkvo[-1] in linears,
+        linear_ffn=ffn == 0 and table.down in linears,
+    )
 
 
 def ranks(model: PreTrainedModel) -> dict[str, int]:
@@ -177,15 +194,6 @@ def facts(model: PreTrainedModel, task: Task) -> Facts:
         layout=layout(model),
         branches=ranks(model),
     )
-
-
-def _shape(block: nn.Module, table: Family) -> BlockConfig:
-    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-    width: int = getattr(block.get_submodule(table.core), table.head_dim)
-    rows = [linears[n].out_features // width for n in table.qkvo[:-1] if n in linears] or [0, 0]
-    heads, kv_heads = (rows[0] // 3, rows[0] // 3) if table.fused else rows[:2]
-    ffn = linears[table.down].in_features if table.down in linears else 0
-    return BlockConfig(heads=heads, kv_heads=kv_heads, head_dim=width, ffn=ffn)
 
 
 def _linear(module: Conv1D) -> nn.Linear:

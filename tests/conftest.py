@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,6 +81,23 @@ def uneven(artifact: Artifact) -> Artifact:
     lively(artifact.model)
     blocks.slice_(artifact.model, 0, kv_groups=none, neurons=torch.tensor([0, 5, 9]))
     blocks.slice_(artifact.model, 1, kv_groups=torch.tensor([1]), neurons=none)
+    return artifact
+
+
+def standing(artifact: Artifact) -> Artifact:
+    """Return the artifact with linears that stand in for the first block's attention and the second one's FFN."""
+    model = artifact.model
+    shapes = blocks.of(model)
+    wanted = (
+        dataclasses.replace(shapes[0], heads=0, kv_heads=0, linear_attention=True),
+        dataclasses.replace(shapes[1], ffn=0, linear_ffn=True),
+    )
+    lively(model)
+    for block, config in zip(tree.blocks(model).values(), wanted, strict=True):
+        blocks.reshape_(block, tree.family(model), config, norm_first=tree.norm_first(model))
+    for index, name in enumerate((tree.family(model).qkvo[-1], tree.family(model).down)):
+        linear = list(tree.blocks(model).values())[index].get_submodule(name)
+        torch.nn.init.normal_(linear.get_parameter("weight"), std=0.2)
     return artifact
 
 

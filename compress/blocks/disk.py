@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress import files, tensors, tree
-from compress.blocks.shapes import shape_
+from compress.blocks.reshaping import shape_
 from compress.branched import Branch, Branched
 from compress.errors import BadModel
 from compress.facts import BlockConfig

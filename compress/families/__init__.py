@@ -25,6 +25,7 @@ class Family:
         qkvo: names of the query, key, value and output linears within a block; one fused name for GPT-2's q, k, v.
         up: FFN linears whose outputs are the FFN's neurons.
         down: the FFN linear that reads them.
+        activation: the nonlinearity's module within a block, where `ffn` is more modules than one.
         factor: of `up`, the linear whose outputs no nonlinearity gets, but that are a factor of what `down` reads.
         core: the module within a block that computes attention and knows its heads.
         head_dim: its attribute that holds the width of a head.
@@ -48,6 +49,7 @@ class Family:
     qkvo: tuple[str, ...]
     up: tuple[str, ...]
     down: str
+    activation: str | None = None
     factor: str | None = None
     core: str
     head_dim: str = "head_dim"

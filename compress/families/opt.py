@@ -13,6 +13,7 @@ FAMILY = Family(
     qkvo=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
     up=("fc1",),
     down="fc2",
+    activation="activation_fn",
     core="self_attn",
     counts=("num_heads",),
     norms=("self_attn_layer_norm", "final_layer_norm"),

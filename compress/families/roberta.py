@@ -13,6 +13,7 @@ FAMILY = Family(
     qkvo=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
     up=("intermediate.dense",),
     down="output.dense",
+    activation="intermediate.intermediate_act_fn",
     core="attention.self",
     head_dim="attention_head_size",
     counts=("num_attention_heads",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from compress.artifact import Artifact
 from compress.blocks import BlockConfig, Branch, Branched
 from compress.errors import BadModel
 from compress.folders import lines
-from tests.conftest import CAUSAL, ENCODERS, branched, lively, uneven
+from tests.conftest import CAUSAL, ENCODERS, branched, lively, standing, uneven
 
 Tiny = Callable[..., Artifact]
 Change = Callable[[Artifact], Artifact]
@@ -98,6 +99,70 @@ def test_an_absent_part_adds_nothing(tiny: Tiny, kind: str) -> None:
     again = blocks.slice_(model, 0, neurons=torch.arange(2))  # the part that is left can be cut on
     assert blocks.of(model)[0].ffn == 2
     assert not any("q_proj" in n or "attn" in n or "attention" in n for n in again)
+
+
+def stood_in(dense: tf.PreTrainedModel, model: tf.PreTrainedModel) -> tf.PreTrainedModel:
+    """Let a dense model compute what `standing` asks for: its parts run, and a product takes their outputs' place."""
+    table, seen = tree.family(dense), {}
+    (first, second), (here, there) = (list(tree.blocks(m).values()) for m in (dense, model))
+
+    def see(name: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            seen[name] = (*args, *kwargs.values())[0]
+
+        return hook
+
+    def put(name: str, block: torch.nn.Module, inner: str) -> Callable[..., Any]:
+        weight, bias = (dict(block.named_parameters()).get(f"{inner}.{part}") for part in ("weight", "bias"))
+        return lambda *_: torch.nn.functional.linear(seen[name], weight, bias)  # type: ignore[arg-type]
+
+    first.get_submodule(table.core).register_forward_pre_hook(see("a"), with_kwargs=True)
+    first.get_submodule(table.qkvo[-1]).register_forward_hook(put("a", here, table.qkvo[-1]))
+    second.get_submodule(table.up[0]).register_forward_pre_hook(see("f"), with_kwargs=True)
+    second.get_submodule(table.down).register_forward_hook(put("f", there, table.down))
+    return dense
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_linear_stands_in(tiny: Tiny, kind: str) -> None:
+    artifact = tiny(kind)
+    model, dense = artifact.model, copy.deepcopy(artifact.model)
+    was, table = blocks.of(dense), tree.family(dense)
+    standing(artifact)
+    sizes = {n: p.shape for n, p in dense.named_parameters()}
+    left = {n: p for n, p in model.state_dict().items() if n not in sizes or p.shape == sizes[n]}
+    dense.load_state_dict(left, strict=False)
+    torch.testing.assert_close(logits(model), logits(stood_in(dense, model)), atol=ATOL, rtol=0)
+    first, second = blocks.of(model)
+    assert first == replace(was[0], heads=0, kv_heads=0, linear_attention=True)
+    assert second == replace(was[1], ffn=0, linear_ffn=True)
+    # The two linears keep their names and biases; the norms before them stay, those of queries and keys go.
+    one, two = tree.blocks(model)
+    gone = {f"{one}.{n}" for n in table.qkvo[:-1]} | {f"{two}.{n}" for n in table.up}
+    here, there = tree.facts(model, artifact.task), tree.facts(dense, artifact.task)
+    assert there.shapes.keys() - here.shapes.keys() == gone
+    assert here.shapes[f"{one}.{table.qkvo[-1]}"] == here.shapes[f"{two}.{table.down}"] == (32, 32)
+    assert there.biases.keys() - here.biases.keys() == {f"{n}.bias" for n in gone} & there.biases.keys()
+    assert there.norms.keys() - here.norms.keys() == {n for n in there.norms if n.startswith(f"{one}.self_attn.")}
+    assert not (here.shapes | here.biases | here.norms).keys() - (there.shapes | there.biases | there.norms).keys()
+
+
+def test_a_block_is_reshaped_alone(tiny: Tiny) -> None:
+    model = branched(standing(tiny("llama"))).model
+    table, shape = tree.family(model), blocks.of(model)[1]
+    block = copy.deepcopy(list(tree.blocks(model).values())[1])
+    given = {n: p.clone() for n, p in block.named_parameters()}
+    wanted = replace(shape, heads=0, kv_heads=0, linear_ffn=False)
+    for name in ("self_attn.o_proj", "self_attn.q_proj"):
+        assert isinstance(block.get_submodule(name), Branched) == (f"{name}.a" in given)
+    blocks.reshape_(block, table, shape, norm_first=True)
+    assert all(torch.equal(p, given[n]) for n, p in block.named_parameters())
+    blocks.reshape_(block, table, wanted, norm_first=True)
+    assert tree.shape(block, table) == wanted
+    assert not dict(block.named_parameters())
+    for config in (shape, replace(wanted, linear_attention=True), replace(wanted, linear_ffn=True)):
+        with pytest.raises(BadModel, match=r"a block without \S+ cannot have the shape BlockConfig"):
+            blocks.reshape_(block, table, config, norm_first=True)
 
 
 def test_the_norm_over_the_residual_of_a_post_norm_opt_stays(tiny: Tiny) -> None:
