@@ -77,16 +77,23 @@ def _shape_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     """Return a line for each run of equal blocks, and one for the branches."""
     runs: list[tuple[int, int, str]] = []
     for index, block in enumerate(about.get("blocks", [])):
-        attention = (
-            "{heads} query heads on {kv_heads} key heads of width {head_dim}".format(**block) if block["heads"] else ""
-        )
-        what = f"{attention or 'no attention'}, {block['ffn'] or 'no'} neurons"
+        what = f"{_attention(block)}, {_ffn(block)}"
         first = runs.pop()[0] if runs and runs[-1][2] == what else index
         runs.append((first, index, what))
     told = [f"{indent}block {a}: {t}" if a == b else f"{indent}blocks {a} to {b}: {t}" for a, b, t in runs]
     if ranks := about.get("branches", {}).values():
         told.append(f"{indent}{len(ranks)} branches, rank {min(ranks)} to {max(ranks)}")
     return told
+
+
+def _attention(block: Mapping[str, Any]) -> str:
+    if block["heads"]:
+        return "{heads} query heads on {kv_heads} key heads of width {head_dim}".format(**block)
+    return "a linear for attention" if block.get("linear_attention") else "no attention"
+
+
+def _ffn(block: Mapping[str, Any]) -> str:
+    return "a linear for neurons" if block.get("linear_ffn") else f"{block['ffn'] or 'no'} neurons"
 
 
 def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:

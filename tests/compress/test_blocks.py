@@ -273,12 +273,14 @@ def stepped(model: Any, *, config: bool) -> Tensor:
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("config", [True, False])
 def test_reading_in_pieces_equals_reading_at_once(tiny: Tiny, kind: str, config: bool) -> None:
-    model = uneven(tiny(kind)).model  # the first block has no cache to ask how long the text is
-    torch.testing.assert_close(stepped(model, config=config), logits(model), atol=ATOL, rtol=0)
+    for change in (uneven, standing):
+        model = change(tiny(kind)).model  # the first block has no cache to ask how long the text is
+        torch.testing.assert_close(stepped(model, config=config), logits(model), atol=ATOL, rtol=0)
 
 
-def test_generate_of_transformers_counts_on(tiny: Tiny) -> None:
-    model: Any = uneven(tiny("llama")).model
+@pytest.mark.parametrize("change", [uneven, standing])
+def test_generate_of_transformers_counts_on(tiny: Tiny, change: Change) -> None:
+    model: Any = change(tiny("llama")).model
     ids = IDS[:1]
     for _ in range(4):
         ids = torch.cat([ids, logits(model, ids)[:, -1:].argmax(-1)], dim=1)
@@ -287,8 +289,9 @@ def test_generate_of_transformers_counts_on(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fresh_model_takes_any_shape(tiny: Tiny, kind: str) -> None:
-    wanted = uneven(tiny(kind)).model
+@pytest.mark.parametrize("change", [uneven, standing])
+def test_a_fresh_model_takes_any_shape(tiny: Tiny, kind: str, change: Change) -> None:
+    wanted = change(tiny(kind)).model
     with torch.device("meta"):
         fresh = type(wanted)(wanted.config)  # GPT-2's linears are Conv1D here, as they are stored
     blocks.shape_(fresh, blocks.of(wanted))
@@ -373,7 +376,9 @@ def saved(artifact: Artifact, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "change", [uneven, branched, lambda a: branched(uneven(a))], ids=["uneven", "branched", "both"]
+    "change",
+    [uneven, branched, lambda a: branched(uneven(a)), lambda a: branched(standing(a))],
+    ids=["uneven", "branched", "both", "standing"],
 )
 def test_what_is_saved_comes_back(
     tiny: Tiny, kind: str, change: Callable[[Artifact], Artifact], tmp_path: Path
@@ -400,8 +405,9 @@ def test_what_is_saved_comes_back(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-def test_blocks_left_on_disk_may_differ(tiny: Tiny, kind: str, tmp_path: Path) -> None:
-    given = branched(uneven(tiny(kind)))
+@pytest.mark.parametrize("change", [uneven, standing])
+def test_blocks_left_on_disk_may_differ(tiny: Tiny, kind: str, change: Change, tmp_path: Path) -> None:
+    given = branched(change(tiny(kind)))
     stored = Artifact.load(saved(given, tmp_path / "a"), stored=True)
     assert tree.facts(stored.model, given.task) == tree.facts(given.model, given.task)
     name = next(iter(tree.blocks(stored.model)))
@@ -415,7 +421,7 @@ def test_blocks_left_on_disk_may_differ(tiny: Tiny, kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "opt", "bert"])
-@pytest.mark.parametrize("change", [uneven, branched])
+@pytest.mark.parametrize("change", [uneven, branched, standing])
 def test_plain_transformers_stops(
     tiny: Tiny, kind: str, change: Callable[[Artifact], Artifact], tmp_path: Path
 ) -> None:
@@ -459,6 +465,17 @@ def test_even_slices_that_the_configuration_cannot_say(tiny: Tiny, tmp_path: Pat
         folder = saved(artifact, tmp_path / str(number))
         assert files.read_json(folder / "config.json")["model_type"] == "compress"
         assert torch.equal(logits(Artifact.load(folder).model), logits(artifact.model))
+
+
+def test_shapes_without_a_word_on_linears_still_open(tiny: Tiny, tmp_path: Path) -> None:
+    given = uneven(tiny("llama"))
+    folder = saved(given, tmp_path / "a")
+    table = [
+        {k: v for k, v in b.items() if "linear" not in k} for b in files.read_json(folder / "config.json")["blocks"]
+    ]
+    (folder / "compress.json").unlink()
+    _config(blocks=table)(folder)
+    assert torch.equal(logits(loading.open_folder(folder, "causal-lm")[0]), logits(given.model))
 
 
 def _six_heads(tiny: Tiny) -> Any:
@@ -549,11 +566,14 @@ def test_a_folder_that_is_not_whole_is_refused(
 def test_show_tells_the_blocks(tiny: Tiny, tmp_path: Path) -> None:
     folder = saved(branched(uneven(tiny("llama"))), tmp_path / "a")
     about = compress.show(folder)
-    assert about["blocks"][0] == {"heads": 0, "kv_heads": 0, "head_dim": 8, "ffn": 3}
+    assert BlockConfig(**about["blocks"][0]) == BlockConfig(heads=0, kv_heads=0, head_dim=8, ffn=3)
     told = "\n".join(lines(about))
     assert "block 0: no attention, 3 neurons" in told
     assert "block 1: 2 query heads on 1 key heads of width 8, no neurons" in told
     assert "4 branches, rank 3 to 3" in told
+    other = "\n".join(lines(compress.show(saved(standing(tiny("llama")), tmp_path / "c"))))
+    assert "block 0: a linear for attention, 64 neurons" in other
+    assert "block 1: 4 query heads on 2 key heads of width 8, a linear for neurons" in other
     (folder / "compress.json").unlink()
     shown = "\n".join(lines(compress.show(folder)))
     assert "model_type: llama" in shown
