@@ -42,9 +42,10 @@ def timed(
         if not wide:
             return found
     for cost in wide:
+        known = 100 * margin(time_of(found.engines[-1], cost))
         report.note(
-            f"{cost.removesuffix('_ms')}: known within {margin(time_of(found.engines[-1], cost)):.1%} after "
-            f"{found.processes} processes; closer than {half:.0%} is not resolvable on this machine"
+            f"{cost.removesuffix('_ms')}: known within {known:.2g} % after {found.processes} processes; closer than "
+            f"{100 * half:g} % is not resolvable on this machine"
         )
     return found
 
