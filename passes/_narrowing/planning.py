@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 from compress import tree
 from compress.errors import BadSettings
@@ -70,7 +71,10 @@ def shaped(settings: Asked, facts: Facts) -> Plan:
     _check(settings, facts)
     left = _with(facts, facts.layout[: facts.blocks - settings.layers]).after(dropped=facts.dropped + settings.layers)
     table, names = families()[facts.family], set(tree.select(list(left.shapes), settings.include, settings.exclude))
-    readers = {"heads": _inside(left, table.qkvo[-1]), "neurons": _inside(left, table.down)}
+    readers = {
+        "heads": _inside(left, table.qkvo[-1], [block.heads for block in left.layout]),
+        "neurons": _inside(left, table.down, [block.ffn for block in left.layout]),
+    }
     for key, found in readers.items():
         asked = getattr(settings, key)
         if asked and not names & set(found):
@@ -181,11 +185,11 @@ def _shape(facts: Facts, name: str, layout: tuple[BlockConfig, ...]) -> tuple[in
     was, now = facts.layout[place], layout[place]
     if inner in table.qkvo[:-1]:
         out = out // was.kv_heads * now.kv_heads
-    elif inner == table.qkvo[-1]:
+    elif inner == table.qkvo[-1] and was.heads:
         inputs = now.heads * now.head_dim
     elif inner in table.up:
         out = now.ffn
-    elif inner == table.down:
+    elif inner == table.down and was.ffn:
         inputs = now.ffn
     return out, inputs
 
@@ -197,10 +201,10 @@ def _place(facts: Facts, name: str) -> tuple[int, str]:
     return (int(found[1]), found[2]) if found else (-1, name)
 
 
-def _inside(facts: Facts, inner: str) -> list[str]:
-    """Return the full name of one of a block's linears for each block; empty where it has none."""
+def _inside(facts: Facts, inner: str, units: Sequence[int]) -> list[str]:
+    """Return for each block the full name of the linear that reads its units; empty where it has no units."""
     found = {_place(facts, n): n for n in facts.shapes}
-    return [found.get((i, inner), "") for i in range(facts.blocks)]
+    return [found[i, inner] if count else "" for i, count in enumerate(units)]
 
 
 def _content(facts: Facts, index: int) -> object:

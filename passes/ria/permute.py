@@ -67,7 +67,8 @@ def sites(artifact: Artifact, names: Sequence[str]) -> Iterator[Site]:
             Site(f"{block}.{output}", ((f"{block}.{values}", first),), shape.kv_heads, copies, shape.head_dim),
             Site(f"{block}.{table.down}", tuple((f"{block}.{up}", 0) for up in table.up), 1, 1, shape.ffn),
         )
-        yield from (site for site in both if site.reader in names)
+        there = zip(both, (shape.heads, shape.ffn), strict=True)  # a linear that stands in reads no units
+        yield from (site for site, units in there if units and site.reader in names)
 
 
 def permute_(artifact: Artifact, moves: Mapping[str, tuple[int, Tensor]]) -> Artifact:

@@ -61,6 +61,8 @@ class _Block:
 
     def _units(self, makers: Sequence[str], reader: str, count: int) -> Iterator[bytes]:
         """Yield the bits of each unit's rows and columns, which are taken out of the tensors."""
+        if not count:  # nothing reads units, be it that a linear stands in
+            return
         parts = []
         for name in [f"{m}.{kind}" for m in makers for kind in ("weight", "bias", "mask", "b")]:
             if (tensor := self.tensors.pop(name, None)) is not None:

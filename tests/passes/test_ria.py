@@ -22,7 +22,7 @@ from passes._masks import apply_, keep_top
 from passes.ria import RIA, score
 from passes.ria.permute import Permuted, permute_, recovered, sites
 from passes.ria.search import order, retained, zigzag
-from tests.conftest import CAUSAL, ENCODERS
+from tests.conftest import CAUSAL, ENCODERS, standing
 from tests.passes.test_oneshot import TEXT, context_of
 
 Tiny = Callable[..., Artifact]
@@ -138,6 +138,12 @@ def test_the_function_stays_the_same(tiny: Tiny, kind: str) -> None:
     wrong = prepared(tiny, kind)
     permute_(wrong, {n: m for n, m in moves.items() if not n.endswith(table.down)})
     assert (logits(wrong) - logits(was)).abs().max() > 1e-4, "half a permutation must be seen"
+
+
+def test_a_linear_that_stands_in_has_no_order_of_its_own(tiny: Tiny) -> None:
+    artifact = standing(tiny("llama"))
+    readers = [site.reader for site in sites(artifact, list(tree.block_linears(artifact.model)))]
+    assert readers == ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2", "bert"])

@@ -26,7 +26,7 @@ from passes import _gates, _masks, _train
 from passes._narrowing import cutting
 from passes.structured import Structured, layers, learned, scores
 from passes.structured.cutting import _by_output
-from tests.conftest import CAUSAL, ENCODERS
+from tests.conftest import CAUSAL, ENCODERS, standing
 
 Tiny = Callable[..., Artifact]
 WORDS = "the quick brown fox jumps over the lazy dog a model is pruned and retrained and no bit of the rest is lost"
@@ -505,6 +505,15 @@ def test_ensures_finds_each_kind_of_damage(masked: Callable[..., Bench]) -> None
     blocks.slice_(model, 0, neurons=torch.arange(4, 48))
     with pytest.raises(BrokenPromise, match="fits no linear"):
         plugin.ensures(made.before, after)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_linears_that_stand_in_stay(tiny: Tiny, texts: Path, tmp_path: Path, kind: str) -> None:
+    made = Bench(standing(tiny(kind)), texts, tmp_path)
+    first, second = made.run(heads=0.5, neurons=0.5, criterion="magnitude"), made.before.model
+    here, there = tree.layout(first.model), tree.layout(second)
+    assert here[0] == dataclasses.replace(there[0], ffn=there[0].ffn // 2)
+    assert here[1] == dataclasses.replace(there[1], heads=there[1].heads // 2, kv_heads=there[1].kv_heads // 2)
 
 
 def test_ensures_wants_the_shapes_that_were_asked_for(bench: Callable[..., Bench]) -> None:
