@@ -69,9 +69,9 @@ def test_no_share(text: str) -> None:
 
 def test_as_a_setting() -> None:
     class Table(Settings):
-        budget: BudgetTable = {}
+        budget: BudgetTable
 
-    assert Table().budget == {}
+    assert Table(budget={}).budget == {}
     assert Table(budget={"decode": "0.6x", "prefill": 3}).budget == {"decode": "0.6x", "prefill": 3}
     with pytest.raises(ValidationError, match=r"decod: no such cost; did you mean 'decode'\?; prefill: must be"):
         Table(budget={"decod": 1, "prefill": -1})
