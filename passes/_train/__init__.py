@@ -13,36 +13,66 @@ from torch import Tensor
 
 from compress.context import Context
 from passes._train.cost import cost
+from passes._train.launch import launch_
 from passes._train.loop import Companion, Loop
-from passes._train.parts import classifier, heads_of, norms_of, thaw_
+from passes._train.parts import classifier, count_whole, heads_of, norms_of, pruned_of, thaw_, whole_names
 from passes._train.recipe import Group, Trained, TrainSettings, autocast, draw, frozen, inputs_of, lr_factor, recomputed
-from passes._train.task import Objective, TaskSettings, Teacher, divergence, loss, loss_on, parent_of, split_on
+from passes._train.task import (
+    Objective,
+    TaskSettings,
+    Teacher,
+    batches_of,
+    counted,
+    divergence,
+    loss,
+    loss_on,
+    mean_of,
+    outputs_of,
+    parent_of,
+    split_of,
+    split_on,
+)
+from passes._train.team import Team, TeamSettings
+
+ALONE = Team()
 
 __all__ = [
+    "ALONE",
     "Companion",
     "Group",
     "Objective",
     "TaskSettings",
     "Teacher",
+    "Team",
+    "TeamSettings",
     "TrainSettings",
     "Trained",
     "autocast",
+    "batches_of",
     "classifier",
     "cost",
+    "count_whole",
+    "counted",
     "divergence",
     "draw",
     "frozen",
     "heads_of",
     "inputs_of",
+    "launch_",
     "loss",
     "loss_on",
     "lr_factor",
+    "mean_of",
     "norms_of",
+    "outputs_of",
     "parent_of",
+    "pruned_of",
     "recomputed",
+    "split_of",
     "split_on",
     "thaw_",
     "train_",
+    "whole_names",
 ]
 
 
@@ -58,6 +88,7 @@ def train_(
     every: int = 20,
     since: int = 0,
     companion: Companion | None = None,
+    team: Team = ALONE,
 ) -> Trained:
     """Train the groups' tensors in place.
 
@@ -74,12 +105,13 @@ def train_(
         since: the first step whose state counts: what is trained still changes before, so nothing is validated, nor is
             a loss compared with one from before.
         companion: acts after each update, and is kept and resumed with the training.
+        team: the processes that train together, of which this is one.
 
     Raises:
         Diverged: a loss, a gradient or a tensor is NaN or infinite, or the loss ran away; the tensors are then what
             the last checkpoint, which stays, holds.
     """
-    loop = Loop(groups, settings, context, name, curve, validate, since, companion)
+    loop = Loop(groups, settings, context, name, curve, validate, since, companion, team)
     if loop.path.exists():
         loop.load()
     for step, value in enumerate(loop.done.curve):

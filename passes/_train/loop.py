@@ -18,6 +18,7 @@ from compress import files
 from compress.context import Bar, Context
 from compress.errors import Diverged, Tampered
 from passes._train.recipe import STRIDE, Group, Trained, TrainSettings, autocast, lr_factor
+from passes._train.team import Team, own, part, whole
 
 _WINDOW = 10  # losses of which a median is taken
 _RUNAWAY = 2.0  # times the median of the first losses
@@ -50,11 +51,14 @@ class Loop:
         validate: Callable[[], float] | None,
         since: int,
         companion: Companion | None,
+        team: Team,
     ) -> None:
         self.settings, self.context, self.name, self.curve = settings, context, name, curve
-        self.validate, self.since, self.companion = validate, since, companion
+        self.validate, self.since, self.companion, self.team = validate, since, companion, team
         self.path = context.folder / f"{name}.safetensors"
         self.tensors = {n: p for g in groups for n, p in g.parameters.items()}
+        kept = {n: m.to(context.device) for g in groups for n, m in g.masks.items()}
+        self.pruned = {n: ~own(part(m, self.tensors[n])) for n, m in kept.items()}
         tables = [{"params": list(g.parameters.values()), "peak": g.lr, "weight_decay": g.weight_decay} for g in groups]
         self.optimizer = torch.optim.AdamW(tables, fused=True)
         self.done, self.best = Trained(), dict[str, Tensor]()
@@ -69,12 +73,13 @@ class Loop:
         torch.manual_seed((self.context.seed + STRIDE * step) % 2**63)  # so that dropout, if any, resumes too
         self.optimizer.zero_grad()
         value = 0.0
-        for part in range(settings.accumulation):
+        for number in range(step * settings.accumulation, (step + 1) * settings.accumulation):
             with autocast(settings, self.context.device):
-                loss = loss_of(step * settings.accumulation + part) / settings.accumulation
+                loss = loss_of(self.team.batch(number)) / settings.accumulation
             loss.backward()  # type: ignore[no-untyped-call]
             value += float(loss.detach())
-        norm = float(clip_grad_norm_(self.tensors.values(), settings.clip or math.inf))
+        value = self.team.mean(value)
+        norm = self._gradients_()
         self._judge(value, norm)
         if step % settings.checkpoint_every == 0:
             self.save()
@@ -99,7 +104,7 @@ class Loop:
         seen = self.done.validations
         if not seen or seen[-1][0] != self.step:
             with torch.no_grad(), autocast(self.settings, self.context.device):
-                value = self.validate()
+                value = self.team.mean(self.validate())
             if not math.isfinite(value):
                 self._diverge(f"the validation gave {value}")
             if value < min((v for _, v in seen), default=math.inf):
@@ -112,7 +117,8 @@ class Loop:
         """Leave the best state, or the last one where nothing validates, in the tensors."""
         if self.validate is None:
             self.done.best = self.step
-            if not all(bool(p.isfinite().all()) for p in self.tensors.values()):
+            finite = all(bool(own(p).isfinite().all()) for p in self.tensors.values())
+            if self.team.mean(float(finite)) < 1:
                 self._diverge("the last update is not finite")
             return
         self.improves()
@@ -127,8 +133,10 @@ class Loop:
         if self.companion:
             content |= {f"companion.{n}": t for n, t in self.companion.state().items()}
         state = {"curve": self.done.curve, "validations": self.done.validations, "best": self.done.best}
-        whole = {n: t.contiguous() for n, t in content.items()}
-        files.write_atomic(self.path, save(whole, metadata={"state": json.dumps(state)}))
+        content = {n: whole(t).contiguous() for n, t in content.items()}
+        if self.team.rank == 0:
+            files.write_atomic(self.path, save(content, metadata={"state": json.dumps(state)}))
+        self.team.wait()
 
     def load(self) -> None:
         """Read what `save` wrote.
@@ -147,19 +155,29 @@ class Loop:
         if {n: t.shape for n, t in now.items()} != {n: p.shape for n, p in self.tensors.items()}:
             raise Tampered(f"{self.path}: a checkpoint of other tensors; delete it and run again")
         self._put(now)
-        self.best = content.pop("best", {})
+        self.best = {n: part(t, self.tensors[n]) for n, t in content.pop("best", {}).items()}
         if self.companion:
             self.companion.restore(content.pop("companion", {}))
         for key, moments in content.items():
             for name, moment in moments.items():
-                self.optimizer.state[self.tensors[name]][key] = moment
+                self.optimizer.state[self.tensors[name]][key] = part(moment, self.tensors[name])
         seen = [(int(step), float(value)) for step, value in state["validations"]]
         self.done = Trained(curve=state["curve"], validations=seen, best=state["best"])
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, value in values.items():
-                self.tensors[name].copy_(value)
+                self.tensors[name].copy_(part(value, self.tensors[name]))
+
+    def _gradients_(self) -> float:
+        """Average the gradients over the team, take from them what belongs to pruned weights, clip; return the norm."""
+        self.team.average_(self.tensors.values())
+        for name, pruned in self.pruned.items():
+            gradient = self.tensors[name].grad
+            if gradient is not None:
+                own(gradient).masked_fill_(pruned, 0)
+        norm = clip_grad_norm_(self.tensors.values(), self.settings.clip or math.inf)
+        return float(whole(norm))
 
     def _factor(self, step: int) -> float:
         return lr_factor(step, self.settings.steps, self.settings.warmup, self.settings.schedule)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -28,6 +29,30 @@ def classifier(model: PreTrainedModel) -> list[str]:
 def heads_of(artifact: Artifact) -> list[str]:
     """Return the parameters of a task model's classifier; a language model's head stays as it is."""
     return classifier(artifact.model) if artifact.task != "causal-lm" else []
+
+
+def whole_names(model: PreTrainedModel, linears: Collection[str]) -> list[str]:
+    """Return the parameters of a model trained whole, but for block linears that are not among the given ones."""
+    left = tree.block_linears(model).keys() - set(linears)
+    return [n for n, _ in model.named_parameters(remove_duplicate=False) if n.rpartition(".")[0] not in left]
+
+
+def count_whole(facts: Facts, linears: Collection[str]) -> int:
+    """Return how many numbers these are, pruned weights left out."""
+    frozen = sum(size_of(facts, n) for n in facts.shapes if n not in linears)
+    return facts.parameters - frozen - sum(pruned_of(facts, n) for n in linears)
+
+
+def size_of(facts: Facts, name: str) -> int:
+    """Return the parameters of a linear: weight, bias and branch."""
+    shape = facts.shapes[name]
+    return math.prod(shape) + facts.biases.get(f"{name}.bias", 0) + facts.branches.get(name, 0) * sum(shape)
+
+
+def pruned_of(facts: Facts, name: str) -> int:
+    """Return how many weights of a linear are pruned."""
+    fact = facts.masks.get(name)
+    return round(fact.sparsity * math.prod(facts.shapes[name])) if fact else 0
 
 
 def thaw_(parameters: Iterable[nn.Parameter]) -> None:

@@ -49,11 +49,14 @@ class Group:
         parameters: by a name that is unique over all groups.
         lr: their highest learning rate.
         weight_decay: their share of AdamW's decay.
+        masks: of some of them, bool of their shape, True = kept: nothing else has a gradient, so that AdamW's moments
+            of a pruned weight stay zero, as it does.
     """
 
     parameters: Mapping[str, nn.Parameter]
     lr: float
     weight_decay: float = 0.0
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

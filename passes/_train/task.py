@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -115,6 +116,20 @@ def parent_of(settings: TrainSettings, context: Context, what: str, *, key: str)
         yield model
 
 
+def batches_of(
+    artifact: Artifact, settings: TrainSettings, context: Context, rows: Sequence[int] | None = None
+) -> Callable[[int], dict[str, Tensor]]:
+    """Return training batch i of some rows (None: of all), i = 0, 1, 2, ..., on the context's device."""
+    examples = context.data["training"].examples(artifact.tokenizer)
+    rows = range(len(examples)) if rows is None else rows
+
+    def batch_of(number: int) -> dict[str, Tensor]:
+        batch = examples.batch([rows[i] for i in draw(number, len(rows), settings.batch, context.seed)])
+        return {n: t.to(context.device) for n, t in batch.items()}
+
+    return batch_of
+
+
 def loss_on(
     artifact: Artifact,
     settings: TrainSettings,
@@ -128,36 +143,51 @@ def loss_on(
     error; with a teacher, the distance to its outputs too, or alone.
     """
     model, task = artifact.model, artifact.task
-    examples = context.data["training"].examples(artifact.tokenizer)
-    rows = range(len(examples)) if rows is None else rows
+    batch_of = batches_of(artifact, settings, context, rows)
 
     def loss_of(number: int) -> Tensor:
-        batch = examples.batch([rows[i] for i in draw(number, len(rows), settings.batch, context.seed)])
-        inputs = inputs_of(model, batch, context.device)
-        outputs = _outputs(model, inputs, task)
+        batch = batch_of(number)
+        outputs = outputs_of(model, batch, task)
         own = not teacher or not teacher.alone
-        value = loss(outputs, batch["labels"].to(context.device), task) if own else outputs.new_zeros(())
+        value = loss(outputs, batch["labels"], task) if own else outputs.new_zeros(())
         if teacher:
             with torch.no_grad():
-                wanted = _outputs(teacher.model, inputs, task)
-            value = value + divergence(outputs, wanted, task, _counted(batch, task, context.device))
+                wanted = outputs_of(teacher.model, batch, task)
+            value = value + divergence(outputs, wanted, task, counted(batch, task))
         return value
 
     return loss_of
 
 
-def _outputs(model: PreTrainedModel, inputs: Mapping[str, Any], task: Task) -> Tensor:
-    found = model(**inputs)
+def outputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor], task: Task) -> Tensor:
+    """Return a model's logits, values or, of an embedding model, last hidden states for a batch."""
+    found = model(**inputs_of(model, batch, model.device))
     return found.last_hidden_state if task == "embedding" else found.logits  # type: ignore[no-any-return]
 
 
-def _counted(batch: Mapping[str, Tensor], task: Task, device: torch.device) -> Tensor | None:
+def counted(batch: Mapping[str, Tensor], task: Task) -> Tensor | None:
     """Return which tokens' outputs are compared: those that predict a token with a label, or that are no padding."""
     if task == "embedding":
-        return batch["attention_mask"].bool().to(device)
+        return batch["attention_mask"].bool()
     if task != "causal-lm":
         return None
-    return functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)).to(device)
+    return functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+
+
+def split_of(artifact: Artifact, settings: TaskSettings, context: Context) -> tuple[list[int], list[int]]:
+    """Return which training examples are trained on, and which are held out: of a share above 0, one at least.
+
+    Raises:
+        BadData: the share leaves nothing to train on.
+    """
+    held_out = settings.held_out_of(artifact.task)
+    count = len(context.data["training"].examples(artifact.tokenizer))
+    split = count - (max(round(held_out * count), 1) if held_out else 0)
+    if not split:
+        what = f"training: a share of {held_out:g} held out of {count} examples leaves none to train on"
+        raise BadData(f"{what}; more data, another held_out or none would do")
+    order = draw(0, count, count, context.seed)
+    return order[:split], order[split:]
 
 
 def split_on(
@@ -166,21 +196,16 @@ def split_on(
     """Return the mean loss of training batch i and, when a share of the data is held out, the mean loss of that.
 
     Raises:
-        BadData: the share leaves nothing to train on, or nothing to judge by.
+        BadData: the share leaves nothing to train on.
     """
-    held_out = settings.held_out_of(artifact.task)
-    if not held_out:
+    if not settings.held_out_of(artifact.task):
         return loss_on(artifact, settings, context, teacher=teacher), None
-    count = len(context.data["training"].examples(artifact.tokenizer))
-    split = count - round(held_out * count)
-    if not 0 < split < count:
-        what = f"training: a share of {held_out:g} held out of {count} examples leaves none on one side"
-        raise BadData(f"{what}; more data, another held_out or none would do")
-    order = draw(0, count, count, context.seed)
-    judge = loss_on(artifact, settings, context, order[split:], teacher)
-    batches = math.ceil((count - split) / settings.batch)
+    rows, held_out = split_of(artifact, settings, context)
+    judge = loss_on(artifact, settings, context, held_out, teacher)
+    return loss_on(artifact, settings, context, rows, teacher), partial(mean_of, judge, len(held_out), settings)
 
-    def judged() -> float:
-        return sum(float(judge(i)) for i in range(batches)) / batches
 
-    return loss_on(artifact, settings, context, order[:split], teacher), judged
+def mean_of(loss_of: Callable[[int], Tensor], count: int, settings: TrainSettings) -> float:
+    """Return the mean loss of the batches that so many rows make."""
+    batches = math.ceil(count / settings.batch)
+    return sum(float(loss_of(i)) for i in range(batches)) / batches

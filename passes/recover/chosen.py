@@ -14,7 +14,7 @@ from compress.errors import BadSettings
 from compress.facts import Facts
 from compress.families import families
 from passes import _adapter
-from passes._train import classifier, norms_of
+from passes._train import classifier, count_whole, norms_of, pruned_of, whole_names
 from passes.recover.settings import FILLING, KEEPING, ONLY_WITH, RANKED, RecoverSettings
 
 
@@ -46,9 +46,7 @@ class Chosen:
         if self.classifier:
             names |= set(classifier(model))
         if self.rest:
-            left = tree.block_linears(model).keys() - set(self.linears)
-            every = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-            names |= {n for n in every if n.rpartition(".")[0] not in left}
+            names |= set(whole_names(model, self.linears))
         return names
 
 
@@ -135,11 +133,10 @@ def _count(
 ) -> int:
     shapes = {n: facts.shapes[n] for n in linears}
     small = sum({**facts.biases, **facts.norms}[n] for n in (*biases, *norms))
-    alive = {n: math.prod(s) - _pruned(facts, n) for n, s in shapes.items()}
+    alive = {n: math.prod(s) - pruned_of(facts, n) for n, s in shapes.items()}
     match settings.method:
         case "full":
-            frozen = sum(_size(facts, n) for n in facts.shapes if n not in shapes)
-            return facts.parameters - frozen - sum(_pruned(facts, n) for n in linears)
+            return count_whole(facts, linears)
         case "sparse_delta":
             return entries(settings, sum(alive.values()))
         case "scale_bias_norm":
@@ -151,14 +148,3 @@ def _count(
         case "adalora":
             return sum(settings.first_rank * (out + inputs + 1) for out, inputs in shapes.values())
     return sum(settings.rank * (out + inputs) for out, inputs in shapes.values())
-
-
-def _size(facts: Facts, name: str) -> int:
-    """Return the parameters of a linear: weight, bias and branch."""
-    shape = facts.shapes[name]
-    return math.prod(shape) + facts.biases.get(f"{name}.bias", 0) + facts.branches.get(name, 0) * sum(shape)
-
-
-def _pruned(facts: Facts, name: str) -> int:
-    fact = facts.masks.get(name)
-    return round(fact.sparsity * math.prod(facts.shapes[name])) if fact else 0

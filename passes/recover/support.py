@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -110,26 +109,10 @@ def moved(
     """Return how far each weight moves when all are trained, and the losses; the weights are put back to the bit."""
     start = {n: w.detach().clone() for n, w in weights.items()}
     thaw_(weights.values())
-    with masked_gradients(weights, masks):
-        groups = [Group({f"{n}.weight": w for n, w in weights.items()}, settings.lr, settings.weight_decay)]
-        done = train_(groups, loss_of, settings, context, name="lottery", curve=None)
+    groups = [Group(weights, settings.lr, settings.weight_decay, masks)]
+    done = train_(groups, loss_of, settings, context, name="lottery", curve=None)
     scores = {n: (w.detach() - start[n]).abs_() for n, w in weights.items()}
     for name, weight in weights.items():
         weight.requires_grad_(False).grad = None
         weight.data = start[name]
     return scores, done.curve
-
-
-@contextmanager
-def masked_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Take from every gradient what belongs to a pruned weight, so that AdamW's moments and the zero stay zero."""
-    hooks = [
-        weight.register_hook(partial(torch.masked_fill, mask=~masks[name].to(weight.device), value=0))  # type: ignore[no-untyped-call]
-        for name, weight in weights.items()
-        if name in masks
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -20,7 +19,7 @@ from passes.recover.borrowed import Adaptive, Borrowed
 from passes.recover.chosen import Chosen
 from passes.recover.scaled import Scaled
 from passes.recover.settings import RecoverSettings
-from passes.recover.support import masked_gradients, supports_of
+from passes.recover.support import supports_of
 
 _VALIDATIONS = 10
 
@@ -34,11 +33,13 @@ class Attached:
     Attributes:
         parameters: what it trains, by name.
         merge_: leaves plain linears that compute what was trained.
+        masks: of those that are weights with zeros to be kept.
         adaptive: of AdaLoRA, what goes along with the training.
     """
 
     parameters: dict[str, nn.Parameter]
     merge_: Callable[[], object]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     adaptive: Adaptive | None = None
 
 
@@ -54,7 +55,7 @@ def run_(artifact: Artifact, chosen: Chosen, settings: RecoverSettings, context:
         attached = attach_(artifact, chosen, settings, context, loss_of)
         adaptive = attached.adaptive
         done = train_(
-            [Group(attached.parameters, settings.lr, settings.weight_decay)],
+            [Group(attached.parameters, settings.lr, settings.weight_decay, attached.masks)],
             _pulled(loss_of, adaptive) if adaptive else loss_of,
             settings,
             context,
@@ -89,7 +90,9 @@ def attach_(artifact: Artifact, chosen: Chosen, settings: RecoverSettings, conte
             raise BadModel(f"{name}: is a {kind}, and {method!r} merges into plain linears alone; 'full' would do")
     outside = _named(model, classifier(model)) if chosen.classifier else {}
     if method == "full":
-        attached = _full(artifact, _named(model, chosen.changes(model)), layers)
+        masks = {f"{n}.weight": artifact.masks[n] for n in layers if n in artifact.masks}
+        named = _named(model, chosen.changes(model))
+        attached = Attached(parameters=named, merge_=lambda: None, masks=masks)
     elif method == "sparse_delta":
         supports = supports_of(artifact, _weights(layers), loss_of, settings, context)
         context.report.record("support", {n: len(at) for n, at in supports.items()})
@@ -116,13 +119,6 @@ def _named(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
 
 def _weights(layers: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
     return {n: cast(nn.Parameter, layer.weight) for n, layer in layers.items()}
-
-
-def _full(artifact: Artifact, parameters: dict[str, nn.Parameter], layers: Mapping[str, nn.Linear]) -> Attached:
-    thaw_(parameters.values())
-    guard = ExitStack()
-    guard.enter_context(masked_gradients(_weights(layers), artifact.masks))
-    return Attached(parameters=parameters, merge_=guard.close)
 
 
 def _adapters(

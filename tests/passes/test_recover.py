@@ -29,7 +29,7 @@ from passes.recover import Recover, train
 from passes.recover.borrowed import Adaptive
 from passes.recover.chosen import choose
 from passes.recover.settings import KEEPING, Method, RecoverSettings
-from passes.recover.support import best, masked_gradients, squared_gradients
+from passes.recover.support import best, squared_gradients
 from passes.recover.train import attach_
 from tests.conftest import CAUSAL, ENCODERS
 
@@ -342,8 +342,8 @@ def test_the_lottery_keeps_what_moved_most_and_starts_again(bench: Callable[...,
     with frozen(dense.model, given, torch.device("cpu")):
         for weight in weights.values():
             weight.requires_grad_(True)
-        with masked_gradients(weights, dense.masks):
-            train_([Group(weights, given.lr)], loss_on(dense, given, twin.context), given, twin.context)
+        groups = [Group(weights, given.lr, masks=dense.masks)]
+        train_(groups, loss_on(dense, given, twin.context), given, twin.context)
     old = {n: m.weight for n, m in tree.block_linears(b.before.model).items()}
     moved = torch.cat([(weights[n] - old[n]).abs().flatten() for n in old])
     changes = torch.cat([
@@ -599,7 +599,7 @@ def test_ranks_are_judged_when_they_stand(bench: Callable[..., Bench]) -> None:
 
 
 def test_a_held_out_share_that_leaves_nothing_is_told(bench: Callable[..., Bench]) -> None:
-    with pytest.raises(BadData, match="leaves none on one side"):
+    with pytest.raises(BadData, match="leaves none to train on"):
         bench().run(held_out=0.999)
 
 

@@ -1,0 +1,133 @@
+"""Several processes that train one model: started with `accelerate launch`, heard, and taken down with this one.
+
+The first of them tells what it notes, records and shows as lines on its output; what they trained comes back as a file.
+Their input is a pipe from this process that nothing is written to: when it ends, however this process ended, they end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from compress import errors, files
+from compress.artifact import Artifact
+from compress.context import Context, Report
+from compress.errors import CompressError, Unavailable
+from passes._train.team import TeamSettings
+
+JOB, TRAINED, LOG = "job.json", "trained.safetensors", "workers.log"
+MARK = "\x1e"  # begins every line that is for us; libraries print on the same output
+
+
+def launch_(use: str, settings: TeamSettings, artifact: Artifact, context: Context) -> None:
+    """Let `settings.processes` processes train the artifact's model, and put in what they trained.
+
+    Each opens the artifact and the dense parent from folders and calls the pass's `train_` with its team.
+
+    Args:
+        use: the pass.
+        settings: the pass's.
+        artifact: what is trained; it stays in this process meanwhile.
+        context: the pass's.
+
+    Raises:
+        Unavailable: there are fewer GPUs than processes.
+        CompressError: what a process raised, or that it died.
+    """
+    device, count = context.device.type, settings.processes
+    if device == "cuda" and count > torch.cuda.device_count():
+        raise Unavailable(f"processes = {count}, and {torch.cuda.device_count()} GPUs are here, one for each; fewer do")
+    _write(use, settings, artifact, context)
+    with (context.folder / LOG).open("w", encoding="utf-8") as log, subprocess.Popen(
+        _command(count, context.folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        env=_environment(count), start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            fault = _hear(process.stdout, context.report)
+        except BaseException:
+            process.stdin.close()
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    if fault or process.returncode:
+        raise fault or CompressError(f"{use}: a process that trains died: {_last_line(context.folder / LOG)}")
+    trained = load_file(context.folder / TRAINED, device=str(context.device))
+    with torch.no_grad():
+        for name, parameter in artifact.model.named_parameters():
+            if name in trained:
+                parameter.copy_(trained[name])
+    for name in ("given", "parent"):
+        shutil.rmtree(context.folder / name)
+
+
+def _write(use: str, settings: TeamSettings, artifact: Artifact, context: Context) -> None:
+    """Lay down what the processes open; folders that a killed run left whole are kept."""
+    for name, make in (("given", lambda: artifact), ("parent", context.parent)):
+        if make and not (context.folder / name).exists():
+            with files.atomic_folder(context.folder / name) as new:
+                make().save(new)
+    data = {}
+    for role, source in context.data.items():
+        source.examples(artifact.tokenizer)  # read, tokenised and kept here, once
+        cache = str(source.cache.absolute()) if source.cache else None
+        table = source.settings.model_dump(mode="json")
+        data[role] = {"settings": table, "task": source.task, "seed": source.seed, "cache": cache}
+    job = {
+        "use": use,
+        "settings": settings.model_dump(mode="json"),
+        "device": context.device.type,
+        "seed": context.seed,
+        "data": data,
+    }
+    files.write_json(context.folder / JOB, job)
+
+
+def _command(count: int, folder: Path) -> list[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+    how = [f"--num_processes={count}", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    return [*launch, *how, "-m", "passes._train.worker", str(folder.absolute())]
+
+
+def _environment(count: int) -> dict[str, str]:
+    """Return our environment, in which the processes find this very code."""
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = str(max(torch.get_num_threads() // count, 1))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": threads}
+
+
+def _hear(lines: Iterable[str], report: Report) -> CompressError | None:
+    """Pass on what the processes tell, and return the first fault among it."""
+    fault: CompressError | None = None
+    with ExitStack() as bars:
+        bar: Any = None
+        for line in lines:
+            if not line.startswith(MARK):
+                continue
+            kind, *given = json.loads(line[1:])
+            if kind == "fault":
+                fault = fault or getattr(errors, given[0])(given[1])
+            elif kind == "bar":
+                bars.close()
+                bar = bars.enter_context(report.bar(*given))
+            elif kind in ("advance", "show"):
+                getattr(bar, kind)(*given)
+            else:
+                getattr(report, kind)(*given)
+    return fault
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return f"{lines[-1]}; {log} has all" if lines else "it said nothing"
