@@ -13,30 +13,19 @@ Each finished cell is one line of results/<case>.jsonl; results/<case>.md holds 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import _cases, _score
-from benchmarks._ledger import Results, publish
+from benchmarks import _beside
+from benchmarks._ledger import Results
 from benchmarks.low_bit import chain, cost, engines, oneshot, report, trained
-from compress.errors import UserFault
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("oneshot", "trained", "chain", "cost", "engines")
 
 
-def work(given: Any, path: Path) -> None:
+def work(given: Any, results: Results, case: Path) -> None:
     """Run what is not finished."""
-    case = _cases.of(given)
-    torch.set_num_threads(1)
-    results = Results(path, _cases.setup(case))
-    if "dense" not in results.rows:
-        losses = _score.window_losses(_score.open_model(case), _cases.ids_of(case)["evaluation"])
-        results.add({"key": "dense", "losses": [round(v, 6) for v in losses]})
     if "oneshot" in given.only:
         oneshot.run(results, case, given.peers, quick=given.quick)
     if "trained" in given.only:
@@ -49,28 +38,7 @@ def work(given: Any, path: Path) -> None:
         engines.run(results, case, quick=given.quick)
 
 
-def arguments() -> Any:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _cases.add_arguments(parser, Path("runs/low_bit"))
-    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments; without it, none is run")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts, for now")
-    parser.add_argument("--quick", action="store_true", help="few grids, few training steps, one seed")
-    parser.add_argument("--report", action="store_true", help="run nothing, only write the tables")
-    return _cases.parsed(parser)
-
-
-def main() -> None:
-    """Run what is asked and write the tables."""
-    given = arguments()
-    path = RESULTS / f"{given.case}{'-quick' if given.quick else ''}.jsonl"
-    try:
-        if not given.report:
-            work(given, path)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
-
-
 if __name__ == "__main__":
-    main()
+    command = _beside.parser(__doc__, Path("runs/low_bit"), "few grids, few training steps, one seed")
+    command.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts, for now")
+    _beside.run(command, RESULTS, work, report.render)

@@ -12,21 +12,16 @@ Each finished cell is one line of results/<case>.jsonl; results/<case>.md holds 
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import _cases, _score, _tools
-from benchmarks._ledger import Results, Row, publish
+from benchmarks import _beside, _cases, _score, _tools
+from benchmarks._ledger import Results, Row
 from benchmarks.masks import report, trained
 from benchmarks.masks.ours import FROM_DISK, METHODS
-from compress.errors import UserFault
 
 RESULTS = Path(__file__).parent / "results"
 PATTERNS = ("50%", "2:4")
@@ -87,40 +82,14 @@ def finish(results: Results, cell: Cell, case: Path, peers: Path | None) -> None
     print(f"{cell.key}: {shown}", flush=True)
 
 
-def work(given: Any, path: Path) -> None:
+def work(given: Any, results: Results, case: Path) -> None:
     """Run what is not finished."""
-    case = _cases.of(given)
-    torch.set_num_threads(1)
-    results = Results(path, _cases.setup(case))
-    if "dense" not in results.rows:
-        losses = _score.window_losses(_score.open_model(case), _cases.ids_of(case)["evaluation"])
-        results.add({"key": "dense", "losses": [round(v, 6) for v in losses]})
     for cell in cells(given.peers, given.quick):
         finish(results, cell, case, given.peers)
     trained.run(results, case, quick=given.quick)
 
 
-def arguments() -> Any:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _cases.add_arguments(parser, Path("runs/masks"))
-    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments; without it, none is run")
-    parser.add_argument("--quick", action="store_true", help="few methods, few training steps")
-    parser.add_argument("--report", action="store_true", help="run nothing, only write the tables")
-    return _cases.parsed(parser)
-
-
-def main() -> None:
-    """Run what is asked and write the tables."""
-    given = arguments()
-    path = RESULTS / f"{given.case}{'-quick' if given.quick else ''}.jsonl"
-    try:
-        if not given.report:
-            work(given, path)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
-
-
 if __name__ == "__main__":
-    main()
+    _beside.run(
+        _beside.parser(__doc__, Path("runs/masks"), "few methods, few training steps"), RESULTS, work, report.render
+    )

@@ -33,7 +33,8 @@ def test_every_method_of_the_tables_is_a_pass_with_such_settings() -> None:
     every = [step for steps in (*METHODS.values(), *chain.CHAINS.values()) for step in steps]
     for use, settings in every:
         if ready(use):
-            registry.load("passes", use, Pass).Settings(**settings)
+            found = registry.load("passes", use, Pass).Settings
+            assert found(**settings).model_fields_set == settings.keys(), use
 
 
 def test_a_model_does_not_diverge_from_itself_and_does_from_another(tiny: Callable[..., Artifact]) -> None:

@@ -50,7 +50,7 @@ def test_every_method_of_the_tables_is_a_pass_with_such_settings() -> None:
             if "permute" in method and pattern == "50%":
                 continue
             use, settings = asked(method, pattern)
-            registry.load("passes", use, Pass).Settings(**settings)
+            assert registry.load("passes", use, Pass).Settings(**settings).model_fields_set == settings.keys(), method
 
 
 def test_a_page_names_what_failed() -> None:
