@@ -110,7 +110,7 @@ class Store:
     def _keep(self, name: str, block: nn.Module) -> None:
         """Keep a block of which a bit changed."""
         now = {f"{name}.{inner}": parameter.detach() for inner, parameter in block.named_parameters()}
-        if all(tensors.same_bits(self.read(n, t.dtype), t) for n, t in now.items()):
+        if all(n in self._places and tensors.same_bits(self.read(n, t.dtype), t) for n, t in now.items()):
             return
         path = self.folder / f"{name}.safetensors"
         turned = self._transposed

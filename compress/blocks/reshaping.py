@@ -41,7 +41,7 @@ def reshape_(block: nn.Module, table: Family, config: BlockConfig, *, norm_first
     Args:
         block: on any device, `meta` too; where a linear changes its size, it and its branch become zeros.
         table: of its family.
-        config: the shape, the width of heads as it is.
+        config: the shape, the width of heads as it is; a linear in place of attention has a bias where the values had.
         norm_first: whether its parts read a norm's output (`tree.norm_first`).
 
     Raises:
@@ -57,6 +57,8 @@ def reshape_(block: nn.Module, table: Family, config: BlockConfig, *, norm_first
         raise BadModel(f"a block without {min(lacking)} cannot have the shape {config}")
     for name, size in sizes.items():
         _resize_(linears[name], *size)
+    if config.linear_attention:
+        _bias_(*(linears.get(n) for n in table.qkvo[-2:]))
     settle_(block, table, config, norm_first)
 
 
@@ -97,6 +99,13 @@ def _sizes(table: Family, config: BlockConfig, hidden: int) -> dict[str, tuple[i
         sizes |= {**dict.fromkeys(table.up, (config.ffn, None)), table.down: (None, config.ffn)}
     stand_ins = {output: config.linear_attention, table.down: config.linear_ffn}
     return sizes | {n: (None, hidden) for n, stands in stand_ins.items() if stands}
+
+
+def _bias_(values: nn.Module | None, output: Any) -> None:
+    """Let the stand-in for attention add what the values' biases come to, also where its linear had no bias."""
+    given = getattr(values, "bias", None)
+    if given is not None and output.bias is None:
+        output.bias = nn.Parameter(given.data.new_zeros(len(output.weight)), requires_grad=given.requires_grad)
 
 
 def _without_heads_(block: nn.Module, table: Family, config: BlockConfig) -> None:
