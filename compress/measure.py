@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from compress import files
 from compress.context import QuietReport, Report
 from compress.contracts import Target
-from compress.errors import BadModel, BadSettings, CompressError, UserFault
+from compress.errors import BadModel, BadSettings, CompressError, Unavailable, UserFault
 
 _BENCH = Path(__file__).with_name("bench.py")
+RUNTIMES = ("onnxruntime",)
 _MANIFEST = "engine.json"
 _DENSE = "-dense"  # ends the name of the parent's engine in a run folder
 
@@ -104,6 +105,12 @@ def measure(
         with (report or QuietReport()).bar("measuring", processes + len(folders)) as bar:
             _run([sys.executable, str(_BENCH), *arguments], bar)
         return Measurement.model_validate_json(result.read_text(encoding="utf-8"))
+
+
+def check(target: Target) -> None:
+    """Raise `Unavailable` unless the clock knows the target's runtime."""
+    if target.runtime not in RUNTIMES:
+        raise Unavailable(f"the clock times engines of {', '.join(RUNTIMES)}, got runtime {target.runtime!r}")
 
 
 def compare(a: Path, b: Path, target: Target | None = None, report: Report | None = None) -> Measurement:

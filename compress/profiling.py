@@ -10,7 +10,7 @@ from typing import Any
 
 from compress import registry
 from compress.context import Report
-from compress.contracts import Target
+from compress.contracts import Exporter, Target
 from compress.errors import BadSettings
 from compress.facts import BlockConfig, GridFact, Planned, Task
 
@@ -63,17 +63,21 @@ class Build:
     Attributes:
         layout: its blocks.
         plan: codes and zeros of the blocks' linears, by name; one that is not named is dense, in floats.
+        branches: ranks of the low-rank paths beside the blocks' linears, by name.
     """
 
     layout: tuple[BlockConfig, ...]
     plan: Mapping[str, Planned] = field(default_factory=dict)
+    branches: Mapping[str, int] = field(default_factory=dict)
 
 
 class Profiler(ABC):
     """Takes profiles, checks them, tells what they say, and makes engines to be timed before any model is trained."""
 
     @abstractmethod
-    def engine(self, model: str, task: Task, build: Build, target: Target, folder: Path) -> Path:
+    def engine(
+        self, model: str, task: Task, build: Build, target: Target, folder: Path, *, exporter: Exporter | None = None
+    ) -> Path:
         """Write an engine of random weights that takes the time of a build, into a new folder, and return it.
 
         It goes through the target's own exporter, with the kernels that a finished engine may use; its values mean
@@ -85,6 +89,7 @@ class Profiler(ABC):
             build: the blocks.
             target: what for.
             folder: to make.
+            exporter: what writes it; unless given, whichever writes for the target's runtime, as it is by default.
 
         Raises:
             UserFault: such an engine cannot be made for this target.

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress import files, grids, loading, tree
+from compress import blocks, files, grids, loading, tree
 from compress.artifact import Artifact, Step
+from compress.blocks import Branch
 from compress.context import Context
 from compress.contracts import Export, Exporter, Target
 from compress.engines.manifest import seal
-from compress.errors import BadSettings
+from compress.errors import BadSettings, Unavailable
 from compress.facts import Planned, Task
 from compress.grid import Grid
 from compress.profiling import Build
@@ -23,9 +24,13 @@ from profiles import _build
 _NOTE = "random weights: an engine to be timed, whose values mean nothing"
 
 
-def engine(model: str, task: Task, build: Build, target: Target, folder: Path) -> Path:
+def engine(
+    model: str, task: Task, build: Build, target: Target, folder: Path, exporter: Exporter | None = None
+) -> Path:
     """Write an engine that takes the time of a build; see `compress.profiling.Profiler.engine`."""
-    exporter = _build.exporter_for(target)
+    exporter = exporter or _build.exporter_for(target)
+    if missing := exporter.available():
+        raise Unavailable(missing)
     artifact = stand_in(model, task, build)
     facts = tree.facts(artifact.model, task).after(grids=grids.facts(artifact.grids))
     exporter.plan(facts, target)
@@ -49,7 +54,14 @@ def stand_in(model: str, task: Task, build: Build, seed: int = 0) -> Artifact:
         torch.manual_seed(seed)
         made = _build.plain(config, task, len(build.layout))
         _build.fill_(made, build.layout)
-        masks, codes = _realise_(tree.block_linears(made), build.plan)
+        linears = tree.block_linears(made)
+        if unknown := {*build.plan, *build.branches} - linears.keys():
+            raise BadSettings(f"{min(unknown)}: is planned, but such blocks have no such linear", key="plan")
+        masks, codes = _realise_(linears, build.plan)
+        sizes = {n: (r, linears[n].in_features, linears[n].out_features) for n, r in build.branches.items()}
+        blocks.branch_(
+            made, {n: Branch(torch.randn(r, i) / i, torch.randn(o, r) / r) for n, (r, i, o) in sizes.items()}
+        )
     return Artifact(
         model=made, tokenizer=loading.read_tokenizer(source), task=task, masks=masks, grids=codes,
         lineage=(Step(use="stand-in", notes=(_NOTE,)),),
@@ -63,8 +75,6 @@ def _realise_(
     masks: dict[str, Tensor] = {}
     codes: dict[str, Grid] = {}
     for name, planned in plan.items():
-        if name not in linears:
-            raise BadSettings(f"{name}: is planned, but such blocks have no such linear", key="plan")
         linear = linears[name]
         kept = _build.kept_of(linear.weight, planned.pattern or "dense")
         if planned.pattern:

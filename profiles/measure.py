@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.context import Report
-from compress.contracts import Target
+from compress.contracts import Exporter, Target
 from compress.errors import BadSettings
 from compress.facts import Task
 from compress.profiling import Build, Profiler, Wanted
@@ -41,7 +41,9 @@ Request = tuple[int, int]
 class Measure(Profiler):
     """Measures on this machine."""
 
-    def engine(self, model: str, task: Task, build: Build, target: Target, folder: Path) -> Path:
+    def engine(
+        self, model: str, task: Task, build: Build, target: Target, folder: Path, *, exporter: Exporter | None = None
+    ) -> Path:
         """Write an engine of random weights that takes the time of a build, into a new folder, and return it.
 
         Raises:
@@ -49,7 +51,7 @@ class Measure(Profiler):
         """
         from profiles import _whole  # seconds of torch, which looking at a profile need not wait for
 
-        return _whole.engine(model, task, build, target, folder)
+        return _whole.engine(model, task, build, target, folder, exporter)
 
     def take(self, wanted: Wanted, path: Path, report: Report) -> list[str]:
         """Measure what the file at `path` does not hold yet, write it part by part, and return lines about it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -47,10 +48,11 @@ def check(file: Path | None, schema: bool) -> None:
     click.echo(f"{file}: no fault; {steps}; {facts[0].family}, {facts[0].parameters:,} parameters")
 
 
-@verb("compress plan pipeline.toml")
+@verb("compress plan pipeline.toml", "compress plan pipeline.toml --latency")
 @_FILE
 @_FOLDER
-def plan(file: Path, folder: Path | None) -> None:
+@click.option("--latency", is_flag=True, help="Time engines of random weights in the planned shapes, here and now.")
+def plan(file: Path, folder: Path | None, latency: bool) -> None:
     """Print the steps of a pipeline FILE, cached or not, with costs."""
     from compress import pipeline
 
@@ -65,6 +67,14 @@ def plan(file: Path, folder: Path | None) -> None:
     click.echo(columns(rows, right=(0, 4, 5, 6, 7)))
     left = sum(s.estimate.seconds for s in steps if not s.cached)
     click.echo(f"estimated: {duration(left)} for what is not cached; exports and measurements come on top")
+    if latency:
+        from compress.pipeline.console import Console
+
+        tried = pipeline.dry_run(file, report=Console(Path(os.devnull)))
+        click.echo(
+            "\n".join(line for found in tried for line in found.lines())
+            or "nothing to time: no [[export]] writes an engine"
+        )
 
 
 @verb("compress report runs/demo")

@@ -22,11 +22,13 @@ from typing import Any
 from compress import artifact as artifacts
 from compress import files, settings, tree
 from compress.artifact import Artifact
+from compress.context import Report
 from compress.contracts import Engine, Estimate, Exporter, Pass
 from compress.errors import BadModel, Interrupted, NoSpace
 from compress.facts import Facts
 from compress.pipeline import summary
 from compress.pipeline.console import Console
+from compress.pipeline.dry import Dry, tried
 from compress.pipeline.lock import locked
 from compress.pipeline.runner import Done, Runner
 from compress.settings import Pipeline
@@ -124,6 +126,12 @@ def plan(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None) -
         estimate = entry.plugin.estimate(before)
         steps.append(PlannedStep(index=index, name=entry.name, use=entry.use, cached=known, estimate=estimate))
     return steps
+
+
+def dry_run(pipeline: Path | str | Pipeline, *, report: Report | None = None) -> list[Dry]:
+    """Time engines of random weights in the shapes that a pipeline starts from and ends with, for each target."""
+    opened = _opened(pipeline)
+    return tried(opened, settings.check(opened), report)
 
 
 def report(folder: Path | str) -> Path:

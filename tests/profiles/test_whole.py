@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,23 @@ from compress import loading, measure, tree
 from compress.contracts import Target
 from compress.engines import Engines
 from compress.errors import BadSettings
-from compress.facts import BlockConfig, GridFact, Planned
+from compress.facts import BlockConfig, GridFact, Planned, Task
 from compress.profiling import Build, profiler
 from profiles import _whole
 
 INT4, INT8 = GridFact(bits=4, group_size=32), GridFact(bits=8, group_size=None, activation="dynamic")
 TARGET = Target(prompt=8, generate=2)
+_TASKS: dict[str, Task] = {"bert": "classification"}
 
 
-def _names(model: str, task: Any, build: Build) -> list[str]:
+def _names(model: str, task: Task, build: Build) -> list[str]:
     return list(tree.block_linears(_whole.stand_in(model, task, Build(layout=build.layout)).model))
 
 
-def _uneven(model: str, task: Any) -> tuple[BlockConfig, ...]:
+def _uneven(model: str, task: Task) -> tuple[BlockConfig, ...]:
     """The model's first block, one without attention and one with a narrow FFN."""
     first = loading.facts_of(model, task).layout[0]
-    narrow = {"head_dim": first.head_dim, "heads": first.heads, "kv_heads": first.kv_heads, "ffn": 32}
-    return (first, BlockConfig(heads=0, kv_heads=0, head_dim=first.head_dim, ffn=first.ffn), BlockConfig(**narrow))
+    return first, replace(first, heads=0, kv_heads=0), replace(first, ffn=32)
 
 
 def test_an_engine_has_the_shapes_codes_and_zeros_of_its_build(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_build_is_timed_beside_the_dense_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen3"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_every_family_has_stand_ins(kind: str, zero: bool, tiny: Any, tmp_path: Path) -> None:
-    model, task = str(tmp_path), "classification" if kind == "bert" else "causal-lm"
+    model, task = str(tmp_path), _TASKS.get(kind, "causal-lm")
     artifact = tiny(kind)
     artifact.model.save_pretrained(model)
     artifact.tokenizer.save_pretrained(model)
@@ -78,7 +79,9 @@ def test_every_family_has_stand_ins(kind: str, zero: bool, tiny: Any, tmp_path: 
     plan = {
         n: Planned(grid=GridFact(bits=4, group_size=16, zero=zero), pattern="2:4") for n in _names(model, task, build)
     }
-    made = _whole.stand_in(model, task, Build(layout=build.layout, plan=plan))
+    branches = {next(iter(plan)): 3}
+    made = _whole.stand_in(model, task, Build(layout=build.layout, plan=plan, branches=branches))
+    assert tree.ranks(made.model) == branches
     assert tree.layout(made.model) == build.layout
     for name, linear in tree.block_linears(made.model).items():
         made.grids[name].check(name, linear.weight, made.masks[name])
