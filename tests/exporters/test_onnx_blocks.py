@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.contracts import Target
 from compress.engines import Engines
+from compress.facts import GridFact
 from compress.generate import generate_path
 from compress.measure import measure
 from exporters.onnx import Onnx, OnnxSettings
 from exporters.safetensors import Safetensors
-from tests.conftest import branched, uneven
+from tests.conftest import branched, lively, quantized, standing, uneven
 
 Tiny = Callable[..., Artifact]
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("mistral", "qwen2", "llama-tied", "roberta")]
@@ -51,6 +53,52 @@ def test_engines_of_uneven_and_branched_models(kind: str, tiny: Tiny, tmp_path: 
     assert sum(found.count(n) for n in ("Sigmoid", "Relu", "Gelu", "Tanh")) == (2 if kind in ("bert", "roberta") else 1)
     names = {i.name for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert {f"{n}.{part}" for n in artifact.branches for part in ("a", "b")} <= names
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "opt", "gpt2", "bert", "roberta", *SLOW[:3]])
+def test_engines_of_linears_that_stand_in(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    artifact = standing(tiny(kind))
+    shape, decoder = blocks.of(artifact.model)[1], tree.family(artifact.model).decoder
+    manifest = build(artifact, tmp_path)  # compares with the model, a decoder also step by step
+    past = [{"layer": 1, "heads": shape.kv_heads, "head_dim": shape.head_dim}]
+    assert manifest["past"] == (past if decoder else [])
+    found = operators(tmp_path)
+    assert found.count("Softmax") == 1
+    assert sum(found.count(n) for n in ("Sigmoid", "Relu", "Gelu", "Tanh")) == (2 if kind in ("bert", "roberta") else 1)
+    if decoder:
+        assert written(Engines().open(tmp_path)) == expected(artifact)
+
+
+def written(engine: Any, count: int = 5) -> list[int]:
+    """Return what an engine writes after some tokens, one token at a time."""
+    ids, past, tokens = np.arange(2, 9)[None], engine.empty_past(1), list[int]()
+    for _ in range(count):
+        total = 7 + len(tokens)
+        positions = np.arange(total - ids.shape[1], total)[None]
+        logits, past = engine.step(ids, np.ones((1, total), np.int64), positions, past)
+        ids = logits[:, -1].argmax(-1)[:, None]
+        tokens.append(int(ids[0, 0]))
+    return tokens
+
+
+def expected(artifact: Artifact, count: int = 5) -> list[int]:
+    """Return what the model writes, all read anew for every token."""
+    ids = torch.arange(2, 9)[None]
+    with torch.no_grad():
+        for _ in range(count):
+            ids = torch.cat([ids, artifact.model(ids).logits[:, -1:].argmax(-1)], 1)
+    return ids[0, 7:].tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bert"])
+def test_codes_of_linears_that_stand_in(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    artifact = quantized(branched(standing(tiny(kind))), GridFact(bits=4, group_size=16, zero=True))
+    manifest = build(artifact, tmp_path)
+    table, (first, second) = tree.family(artifact.model), tree.blocks(artifact.model)
+    stand_ins = {f"{first}.{table.qkvo[-1]}", f"{second}.{table.down}"}
+    assert stand_ins <= manifest["codes"]["layers"].keys()
+    held = {i.name for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert not held & {f"{n}.weight" for n in stand_ins}
 
 
 def test_heads_differ_from_layer_to_layer(tiny: Tiny, tmp_path: Path) -> None:
@@ -83,9 +131,12 @@ def test_half_precision_writes_and_is_measured(tiny: Tiny, tmp_path: Path) -> No
 
 def test_a_model_without_any_attention(tiny: Tiny, tmp_path: Path) -> None:
     artifact = tiny("llama")
-    for index in range(2):
-        blocks.slice_(artifact.model, index, kv_groups=torch.tensor([], dtype=torch.int64))
+    none = {"heads": 0, "kv_heads": 0}
+    first = replace(blocks.of(artifact.model)[0], **none, linear_attention=True, ffn=0)
+    blocks.shape_(artifact.model, [first, replace(first, linear_attention=False, linear_ffn=True)])
+    lively(artifact.model)
     assert build(artifact, tmp_path)["past"] == []
+    assert written(Engines().open(tmp_path)) == expected(artifact)
 
 
 def test_the_plain_folder_tells_who_opens_it(tiny: Tiny, tmp_path: Path) -> None:
