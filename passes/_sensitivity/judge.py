@@ -156,7 +156,7 @@ class Judge:
         if not self._by_token:
             return [float(v) for v in values]
         lengths = self._batches[number]["attention_mask"].sum(1).tolist()
-        return [float(row.sum()) for row in values.split(lengths)]
+        return [float(row.sum()) for row in torch.split(values, lengths)]
 
     def _at_once(self) -> int:
         return max(_ENTRIES // self._head[1].out_features, 1) if self._head else 1024

@@ -1,0 +1,178 @@
+"""Puzzle: the best block for every place within a budget, out of a library of blocks, chosen exactly and realised.
+
+Formula: with x[i, j] = 1 where part i (a block's attention, or its FFN) takes option j,
+
+    minimise sum score[i, j] x[i, j]   such that   base + sum cost[i, j] x[i, j] <= limit   for every cost of the budget
+
+where score[i, j] is the distance KL(parent || parent with that part alone replaced), and costs are times from a latency
+profile of the target, sizes and counts by arithmetic.  Options are shapes (the library's variants), on top of them
+codes and zeros of the linears: their scores come from the passes that make them, times the share of the weights that
+stay, and are added.  What is to become codes or zeros is written to the artifact's plan; `bits = "plan"` and
+`pattern = "plan"` make it.  A budget of times is met on the clock: the choice is built with random weights and timed
+beside the dense engine, and what sums of parts miss corrects the next choice.
+
+Paper: Bercovich et al. 2024, Puzzle (arXiv 2411.19146), sections 3 and 4.
+
+Option: `refine = true` trains the picked options and their neighbours together in their blocks, and chooses anew.
+
+Cost: half a forward of the windows for every option; a second budget on the same model, library and data reads the
+scores from the cache and only solves.  A budget of times also takes what profile entries are missing, and one or more
+engines on the clock.
+Keeps: embeddings, head, and every part where the parent's own is chosen, bit for bit; masks (parts are chosen among
+those made under them); ties.
+Helps: where latency is to fall by a share that is known, since every part gives what it can spare; train the whole
+afterwards.
+Hurts: scores are of one change each, so that the more is changed, the less their sum says; removing attention from many
+neighbouring blocks costs more than it tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import profiles
+from compress import budgets
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.contracts import DataUse, Estimate, Pass, Target
+from compress.errors import BadSettings
+from compress.facts import Facts
+from compress.families import families
+from compress.registry import nearest
+from passes import _library, _sensitivity
+from passes._library import Variant
+from passes._pruned import facts_of
+from passes.puzzle import checking, pieces, scoring, solving, states, telling
+from passes.puzzle.costs import prices
+from passes.puzzle.settings import PuzzleSettings
+from passes.puzzle.solving import Program
+
+_LENGTH = 256  # tokens of a window that estimates count with
+
+
+class Puzzle(Pass):
+    """Choose a variant, codes and zeros for every part of every block."""
+
+    Settings = PuzzleSettings
+    uses = frozenset[DataUse]({"calibration"})
+    library = True
+    settings: PuzzleSettings
+
+    def targets(self, given: Mapping[str, Target]) -> Mapping[str, Target]:
+        """Return the target that the budget is about.
+
+        Raises:
+            BadSettings: there is none of that name, or its graph has other floats than the precisions name.
+        """
+        name = self.settings.target
+        if name and name not in given:
+            raise BadSettings(f"no [[target]] has this name, got {name!r}{nearest(name, given)}", key="target")
+        if not given:
+            return {}
+        target = given[name] if name else next(iter(given.values()))
+        self._check_floats(target)
+        return {target.name: target}
+
+    def files(self) -> Mapping[str, Path]:
+        """Return the profile file, unless times are measured here or come from a datasheet.
+
+        Raises:
+            BadSettings: it is not there.
+        """
+        profile = self.settings.profile
+        if not profile or (profile in profiles.names() and not Path(profile).is_file()):
+            return {}
+        if not Path(profile).is_file():
+            what = f"no such file, got {profile!r}; `compress profile PIPELINE.toml -o {profile}` writes one"
+            raise BadSettings(f"{what}, or a datasheet{nearest(profile, profiles.names())}", key="profile")
+        return {"profile": Path(profile)}
+
+    def plan(self, facts: Facts) -> Facts:
+        """Return upper bounds: the parent's blocks, and every code and zero that may be chosen.
+
+        Raises:
+            BadSettings: a variant, precision or pattern does not fit; a budget that such a model has no cost for.
+        """
+        given = self.settings
+        if facts.grids:
+            raise BadSettings(
+                f"{min(facts.grids)} has codes already, and blocks are chosen in floats", key="precisions"
+            )
+        pieces.check(given, facts)
+        _sensitivity.check(given.score, facts.task)
+        self._check_scores()
+        self._check_budget(facts)
+        pieces.space_of(facts, given)
+        solving.solver_of(given.solver)
+        return facts.after(plan=pieces.bounds(facts, given), library=False, open=True)
+
+    def estimate(self, facts: Facts) -> Estimate:
+        """Return the cost: half a forward of the windows for each option, by a core of 3e10 products a second."""
+        given = self.settings
+        options = len(pieces.space_of(facts, given)) + 2 * facts.blocks * (len(given.precisions) + len(given.patterns))
+        weights = sum(out * inputs for out, inputs in facts.shapes.values())
+        head = facts.head[1][0] * facts.head[1][1] if facts.head else 0
+        tokens, width = given.windows * _LENGTH, min(inputs for _, inputs in facts.shapes.values())
+        model, held = 4 * facts.parameters, 4 * tokens * width * -(-options // facts.blocks)
+        return Estimate(
+            peak_mib=(2 * model + held) / 2**20,
+            disk_mib=2 * model / 2**20,
+            seconds=2 * tokens * options * (weights / 2 + head) / 3e10 + model / 1e9,
+        )
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Score the options, or read their scores; choose; put what was chosen into the model."""
+        given, facts = self.settings, context.facts or facts_of(artifact)
+        target = next(iter(context.targets.values()), Target())
+        limits = budgets.parse(given.budget)
+        parent = _library.digest(artifact)
+        kept = scoring.kept_in(artifact, parent, given, context)
+        options, notes = pieces.pieces(facts, given, artifact.model.config.model_type, target.precision)
+        for note in notes:
+            context.report.note(note)
+        priced = prices(given, limits, options, artifact, facts, target, context)
+        found = [p.variant for row in options.values() for p in row]
+        made = states.states_of(artifact, states.opened(artifact, parent, context), found, given, kept)
+        scores = scoring.scores(artifact, made, options, given, kept)
+        telling.tell_scores(scores, context)
+        program = Program(
+            facts=facts, pieces=options, scores=scores.table(options), prices=priced,
+            solver=solving.solver_of(given.solver),
+        )  # fmt: skip
+        chosen = solving.choose(program, limits, given, artifact.task, target, context)
+        telling.tell(chosen, program, limits, target, context)
+        picks: dict[tuple[int, str], Variant] = {
+            (p.variant.block, p.variant.part): p.variant for p in chosen.picks.values()
+        }
+        return _library.realise_(artifact, picks, made).after(plan=chosen.build.plan, library=None)
+
+    def ensures(self, before: Artifact, after: Artifact) -> None:
+        """Check shapes, the library's tensors in their places, all else as it was, masks, and the plan."""
+        checking.check(before, after, self.settings)
+
+    def _check_floats(self, target: Target) -> None:
+        floats = pieces.floats_of(self.settings)
+        if floats not in (None, target.precision):
+            what = f"the graph of target {target.name!r} is {target.precision}, got {floats!r}"
+            raise BadSettings(f"{what}; {target.precision!r} would do", key="precisions")
+
+    def _check_scores(self) -> None:
+        """Raise unless scores of shapes, codes and zeros are in one unit, and others can judge the latter."""
+        given = self.settings
+        codes = [p for p in given.precisions if pieces.grid_of(p)]
+        zeros = [p for p in given.patterns if p != pieces.DENSE]
+        if (codes or zeros) and given.score in ("hidden", "task"):
+            what = f"what {(codes or zeros)[0]} costs is told in nats, which do not add to {given.score!r}"
+            raise BadSettings(f"{what}; 'kl' would do", key="score")
+        if codes:
+            scoring.judging(given.quantizer, {"bits": 8}, given)
+        if zeros:
+            scoring.judging(given.pruner, {"pattern": zeros[0]}, given)
+
+    def _check_budget(self, facts: Facts) -> None:
+        """Raise unless such a model has the costs that are limited."""
+        for limit in budgets.parse(self.settings.budget):
+            if limit.cost in ("decode_ms", "kv_mib") and not families()[facts.family].decoder:
+                what = f"an encoder has no {limit.title}, got {limit}"
+                raise BadSettings(f"{what}; prefill, request or weights_mib would do", key="budget")

@@ -1,0 +1,187 @@
+"""What options cost: times from a profile that has them all or is taken on the spot, sizes by arithmetic."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import profiles
+from compress import files, loading
+from compress.artifact import Artifact
+from compress.budgets import TIMES, Limit
+from compress.context import Context
+from compress.contracts import Target
+from compress.errors import BadSettings
+from compress.facts import BlockConfig, Facts
+from compress.profiling import Wanted, profiler
+from passes.puzzle.pieces import DENSE, Part, Piece, Pieces, bare
+from passes.puzzle.settings import PuzzleSettings
+from profiles import Attention, Base, Choice, Costs, NotMeasured, Time
+from profiles._costs import Phase
+
+_SHOWN = 3  # of what a profile lacks
+
+
+class Sizes(Costs):
+    """No times: of budgets about sizes alone."""
+
+    name, estimated = "arithmetic", False
+
+    def time(self, choice: Choice, phase: Phase, batch: int, length: int) -> Time:
+        """Return nothing."""
+        return Time(0.0, 0.0)
+
+
+class Prices:
+    """Costs of options, of what is not chosen, and of the dense model.
+
+    Args:
+        costs: who knows the times of parts.
+        dense: facts of the dense model, of which budgets take shares.
+        facts: of the model whose parts are chosen.
+        model_type: the architecture.
+        target: the request.
+        timed: whether times are told at all.
+
+    Raises:
+        NotMeasured: a part of the dense model, or what is outside the blocks, is not known.
+    """
+
+    def __init__(
+        self, costs: Costs, dense: Facts, facts: Facts, model_type: str, target: Target, *, timed: bool
+    ) -> None:
+        self.costs, self.target, self.timed = costs, target, timed
+        self.base = self._told(profiles.base_of(facts, model_type))
+        parts = dense_choices(dense, model_type, target)
+        every = [self._told(profiles.base_of(dense, model_type)), *map(self._told, parts)]
+        self.dense = {cost: sum(each[cost] for each in every) for cost in self.base}
+
+    def of(self, piece: Piece) -> dict[str, float]:
+        """Return what an option costs; nothing where the part is absent."""
+        return self._told(piece.choice) if piece.choice else dict.fromkeys(self.base, 0.0)
+
+    def _told(self, choice: Choice) -> dict[str, float]:
+        found = self.costs.costs(choice, self.target)
+        return {cost: value for cost, value in found.items() if self.timed or cost not in TIMES}
+
+
+def prices(
+    settings: PuzzleSettings,
+    limits: Sequence[Limit],
+    pieces: Pieces,
+    artifact: Artifact,
+    facts: Facts,
+    target: Target,
+    context: Context,
+) -> Prices:
+    """Return what options cost for a target.
+
+    Args:
+        settings: which profile.
+        limits: of the budget; where none is a time, no profile is needed.
+        pieces: the options.
+        artifact: whose parts they are.
+        facts: of the same.
+        target: the request.
+        context: where the dense model is, what was measured before, and the report.
+
+    Raises:
+        BadSettings: the profile lacks parts.
+        UserFault: it cannot be read, is of another machine, or parts cannot be measured here.
+    """
+    model_type: str = artifact.model.config.model_type
+    dense = loading.facts_of(context.model, artifact.task) if context.model else facts
+    timed = any(limit.timed for limit in limits)
+    costs: Costs = Sizes()
+    if timed:
+        every = [piece for options in pieces.values() for piece in options]
+        parts = [*(c for p in every if (c := p.choice)), *dense_choices(dense, model_type, target)]
+        parts += [profiles.base_of(f, model_type) for f in (facts, dense)]
+        layout = tuple(dict.fromkeys((*dense.layout, *(bare(p.variant.config, p.variant.part) for p in every))))
+        costs = _opened(settings, tuple(dict.fromkeys(parts)), layout, artifact, target, context)
+    return Prices(costs, dense, facts, model_type, target, timed=timed)
+
+
+def dense_choices(facts: Facts, model_type: str, target: Target) -> list[Choice]:
+    """Return the parts of the dense model."""
+    return profiles.layout_choices(facts.layout, model_type, profiles.hidden_of(facts), target.precision)
+
+
+def _opened(
+    settings: PuzzleSettings,
+    needed: Sequence[Choice],
+    layout: tuple[BlockConfig, ...],
+    artifact: Artifact,
+    target: Target,
+    context: Context,
+) -> Costs:
+    """Return costs that hold all that is needed; `layout` is of blocks with those parts."""
+    warnings: list[str] = []
+    if settings.profile:
+        found = profiles.open(settings.profile, target, warnings=warnings)
+        if missing := lacking(found, needed, target):
+            raise BadSettings(_offer(settings, missing, target), key="profile")
+    else:
+        path = _kept(target, context)
+        if not path.exists() or lacking(profiles.open(path, target), needed, target):
+            profiler().take(_wanted(settings, layout, artifact, target, context), path, context.report)
+        found = profiles.open(path, target, warnings=warnings)
+    for line in warnings:
+        context.report.note(line)
+    return found
+
+
+def lacking(costs: Costs, needed: Iterable[Choice], target: Target) -> list[Choice]:
+    """Return the parts whose times for a target's request are not known."""
+
+    def known(choice: Choice) -> bool:
+        try:
+            costs.costs(choice, target)
+        except NotMeasured:
+            return False
+        return True
+
+    return [choice for choice in needed if not known(choice)]
+
+
+def _kept(target: Target, context: Context) -> Path:
+    """Return the file of what was measured for targets like this one, on this machine."""
+    machine = profiles.here(target).model_dump(mode="json")
+    folder = (context.cache or context.folder) / "profiles"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{target.device}-{files.digest_of(machine)[:12]}.json"
+
+
+def _wanted(
+    settings: PuzzleSettings, layout: tuple[BlockConfig, ...], artifact: Artifact, target: Target, context: Context
+) -> Wanted:
+    if not context.model:
+        raise BadSettings(
+            "parts are measured in engines of the dense model's kind, which only a pipeline names; name a profile, "
+            "such as that of a datasheet",
+            key="profile",
+        )
+    return Wanted(
+        model=context.model, task=artifact.task, target=target, layouts=(layout,), seed=context.seed,
+        precisions=tuple(dict.fromkeys([target.precision, *settings.precisions])),
+        patterns=tuple(dict.fromkeys([DENSE, *settings.patterns])), seconds=settings.seconds,
+    )  # fmt: skip
+
+
+def _offer(settings: PuzzleSettings, missing: Sequence[Choice], target: Target) -> str:
+    """Return what a profile lacks, and the command that measures it."""
+    told = "; ".join(map(str, missing[:_SHOWN])) + (f"; {more} more" if (more := len(missing) - _SHOWN) > 0 else "")
+    shapes = dict.fromkeys(_shape(c.part) for c in missing if not isinstance(c.part, Base))
+    options = [f"--shape {text}" for text in shapes]
+    options += [f"--precision {p}" for p in dict.fromkeys([target.precision, *settings.precisions])]
+    options += [f"--pattern {p}" for p in settings.patterns if p != DENSE]
+    command = f"compress profile PIPELINE.toml --target {target.name} -o {shlex.quote(settings.profile)}"
+    return f"holds no {told}, got {settings.profile!r}; `{' '.join([command, *options])}` measures them"
+
+
+def _shape(part: Part) -> str:
+    """Return a part as the command line names it."""
+    if isinstance(part, Attention):
+        return f"attention:{part.hidden},{part.heads},{part.kv_heads},{part.head_dim}"
+    return f"ffn:{part.hidden},{part.neurons}"

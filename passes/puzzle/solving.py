@@ -1,0 +1,166 @@
+"""The program: least score within the budget, met on the clock where times are limited and can be taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compress import budgets, files, loading, registry
+from compress.budgets import Limit
+from compress.context import Context
+from compress.contracts import Exporter, Target
+from compress.facts import Facts, Task
+from compress.measure import Measurement
+from compress.profiling import Build, profiler
+from compress.sweep import clock, loop
+from passes.puzzle.costs import Prices
+from passes.puzzle.pieces import Piece, Pieces, build_of
+from passes.puzzle.settings import PuzzleSettings
+from solvers import Budget, Option, Problem, Slot, Solution, Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A choice, and what is known of it.
+
+    Attributes:
+        picks: slot -> its piece.
+        solution: the solver's.
+        build: the model as it will ship, by shapes.
+        closed: how the loop on the clock ended; None where no time was taken.
+    """
+
+    picks: Mapping[str, Piece]
+    solution: Solution
+    build: Build
+    closed: loop.Closed | None = None
+
+
+@dataclass(kw_only=True)
+class Program:
+    """One choice to make, again and again under other limits.
+
+    Attributes:
+        facts: of the model whose parts are chosen.
+        pieces: the options.
+        scores: slot -> score by the name of the piece.
+        prices: what they cost.
+        solver: who chooses.
+        made: every choice so far.
+    """
+
+    facts: Facts
+    pieces: Pieces
+    scores: Mapping[str, Mapping[str, float]]
+    prices: Prices
+    solver: Solver
+    made: list[tuple[loop.Proposal, Chosen]] = field(default_factory=list)
+
+    def propose(self, limits: Mapping[str, float], offsets: Mapping[str, float]) -> loop.Proposal:
+        """Return the best choice under limits in units, what sums of parts miss being told in ms.
+
+        Raises:
+            Infeasible: no choice keeps them.
+        """
+        solution = self.solver.solve(self.problem(limits, offsets))
+        picks = {name: self.piece(name, option) for name, option in solution.picks.items()}
+        build = build_of(self.facts, picks.values())
+        proposal = loop.Proposal(build=build, predicted=solution.totals, score=solution.score)
+        self.made.append((proposal, Chosen(picks=picks, solution=solution, build=build)))
+        return proposal
+
+    def problem(self, limits: Mapping[str, float], offsets: Mapping[str, float]) -> Problem:
+        """Return the program under limits."""
+        slots = tuple(
+            Slot(name=name, layer=name.rpartition(" ")[0], parent=options[0].name, options=self._options(name, options))
+            for name, options in self.pieces.items()
+        )
+        base = {cost: value + offsets.get(cost, 0.0) for cost, value in self.prices.base.items()}
+        wanted = tuple(Budget(cost=cost, limit=limit) for cost, limit in limits.items())
+        return Problem(slots=slots, base=base, budgets=wanted)
+
+    def piece(self, slot: str, name: str) -> Piece:
+        """Return an option by its name."""
+        return next(piece for piece in self.pieces[slot] if piece.name == name)
+
+    def chosen(self, proposal: loop.Proposal) -> Chosen:
+        """Return the choice behind a proposal."""
+        return next(chosen for made, chosen in self.made if made is proposal)
+
+    def _options(self, slot: str, options: Sequence[Piece]) -> tuple[Option, ...]:
+        return tuple(Option(name=p.name, score=self.scores[slot][p.name], costs=self.prices.of(p)) for p in options)
+
+
+def solver_of(name: str) -> Solver:
+    """Return a solver by its name."""
+    return registry.load("solvers", name, Solver)()
+
+
+def choose(
+    program: Program, limits: Sequence[Limit], settings: PuzzleSettings, task: Task, target: Target, context: Context
+) -> Chosen:
+    """Return the choice that keeps the budget: on the clock where a time is limited, else by arithmetic.
+
+    Raises:
+        Infeasible: no choice keeps it; the message says the least that can be reached, and what sets it.
+    """
+    dense = program.prices.dense
+    if not (timed := any(limit.timed for limit in limits)) or (why := _untimed(program, target, context)):
+        if timed:
+            context.report.note(f"the budget's times are predicted, not measured: {why}")
+        return program.chosen(program.propose(budgets.absolute(limits, dense), {}))
+    times = [limit.cost for limit in limits if limit.timed]
+    stand = Stand(task=task, target=target, costs=times, context=context)
+    closed = loop.close(
+        limits, program.propose, stand.measure, context.report,
+        dense=dense, tolerance=settings.tolerance, rounds=settings.rounds,
+    )  # fmt: skip
+    found = program.chosen(closed.proposal)
+    return dataclasses.replace(found, closed=closed)
+
+
+def _untimed(program: Program, target: Target, context: Context) -> str:
+    """Return why nothing can be timed here, empty where it can."""
+    if program.prices.costs.estimated:
+        return f"{program.prices.costs.name} is a datasheet"
+    if not context.model:
+        return "only a pipeline names the dense model, of whose kind engines are built"
+    for name in registry.names("exporters"):
+        found = registry.load("exporters", name, Exporter)
+        if target.runtime in found.runtimes:
+            return found(found.Settings()).available() or ""
+    return f"nothing writes engines for {target.runtime}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stand:
+    """Where engines of random weights are timed beside the dense one's; what was timed before a kill is kept."""
+
+    task: Task
+    target: Target
+    costs: Sequence[str]
+    context: Context
+
+    def measure(self, build: Build) -> Measurement:
+        """Return the times of the dense engine and of a build's, interleaved."""
+        folder = self.context.folder / "engines"
+        folder.mkdir(exist_ok=True)
+        kept = folder / f"{_digest(build)}.json"
+        if not kept.exists():
+            dense = Build(layout=loading.facts_of(self.context.model, self.task).layout)
+            engines = [self._engine(each, folder) for each in (dense, build)]
+            found = clock.timed(engines, self.target, self.context.report, self.costs)
+            files.write_atomic(kept, found.model_dump_json(indent=2))
+        return Measurement.model_validate_json(kept.read_text(encoding="utf-8"))
+
+    def _engine(self, build: Build, folder: Path) -> Path:
+        made = folder / _digest(build)
+        if not made.exists():
+            profiler().engine(self.context.model, self.task, build, self.target, made)
+        return made
+
+
+def _digest(build: Build) -> str:
+    return files.digest_of(dataclasses.asdict(build))[:16]

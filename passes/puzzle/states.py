@@ -1,0 +1,83 @@
+"""Where the tensors of variants come from: the library that came with the model, or how they begin without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from compress.artifact import Artifact
+from compress.context import Context
+from compress.errors import BadModel
+from passes import _library
+from passes._library import Library, SpaceSettings, State, Variant
+
+_SHOWN = 4  # of what a library lacks
+
+
+class Begun(Mapping[str, State]):
+    """Training-free states by the variants' keys, each made when it is asked for, from the parent's blocks as they are.
+
+    Args:
+        artifact: the parent.
+        variants: all that may be asked for.
+        settings: of the space.
+        context: calibration data, and the folder where what was gathered of them is kept.
+    """
+
+    def __init__(
+        self, artifact: Artifact, variants: Sequence[Variant], settings: SpaceSettings, context: Context
+    ) -> None:
+        self._artifact, self._variants = artifact, {v.key: v for v in variants}
+        self._statistics = _library.statistics(artifact, variants, settings, context)
+
+    def __getitem__(self, key: str) -> State:
+        variant = self._variants[key]
+        return _library.initial(self._artifact, variant, self._statistics[variant.block])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variants)
+
+    def __len__(self) -> int:
+        return len(self._variants)
+
+
+def opened(artifact: Artifact, parent: str, context: Context) -> Library | None:
+    """Return the library that came with the model, None without one.
+
+    Raises:
+        BadModel: it was made for another model, or with other calibration data.
+    """
+    if artifact.library is None:
+        return None
+    found = Library(artifact.library)
+    digests = {role: getattr(source, "digest", None) for role, source in context.data.items()}
+    found.check(parent, {role: digest for role, digest in digests.items() if digest})
+    return found
+
+
+def states_of(
+    artifact: Artifact,
+    library: Library | None,
+    variants: Sequence[Variant],
+    settings: SpaceSettings,
+    context: Context,
+) -> Library | Begun:
+    """Return the states of all variants but the parent's own.
+
+    Raises:
+        BadModel: the library lacks some.
+    """
+    made = [v for v in variants if not v.parent]
+    if library is None:
+        context.report.note("no library came with the model: blocks are as they begin, without training")
+        return Begun(artifact, made, settings, context)
+    if missing := [v.key for v in made if not library.has(v)]:
+        told = ", ".join(missing[:_SHOWN]) + (f", {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
+        raise BadModel(f"the library that came with the model has no {told}; make them too, or leave them out here")
+    return library
+
+
+def state_of(states: Library | Begun, variant: Variant) -> State:
+    """Return the state of a variant that is there."""
+    found = states.state(variant) if isinstance(states, Library) else states[variant.key]
+    assert found is not None
+    return found

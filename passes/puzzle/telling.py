@@ -1,0 +1,77 @@
+"""What was chosen and what it comes to, told in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compress import budgets
+from compress.budgets import TIMES, Limit, amount
+from compress.context import Context
+from compress.contracts import Target
+from passes.puzzle.pieces import Piece
+from passes.puzzle.scoring import Scores
+from passes.puzzle.solving import Chosen, Program
+
+_SHOWN = 6  # scores below 0 that are named
+
+
+def tell_scores(scores: Scores, context: Context) -> None:
+    """Record every score with its interval, and note those below 0."""
+    for key, score in scores.shapes.items():
+        context.report.record("scores", [key, score.mean, *score.interval(context.seed)])
+    for kind, tables in (("codes", scores.precisions), ("zeros", scores.patterns)):
+        for name, slots in tables.items():
+            for slot, value in slots.items():
+                context.report.record(kind, [slot, name, value])
+    below = [key for key, score in scores.shapes.items() if score.mean < 0]
+    if below:
+        told = ", ".join(below[:_SHOWN]) + (", ..." if len(below) > _SHOWN else "")
+        context.report.note(
+            f"{len(below)} of {len(scores.shapes)} variants score below 0, better than the parent by chance or indeed, "
+            f"and are taken as they are: {told}"
+        )
+
+
+def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Target, context: Context) -> None:
+    """Note the choice layer by layer, its score, and what it comes to; record the figures."""
+    for line in table(chosen.picks):
+        context.report.note(line)
+    solution, costs = chosen.solution, program.prices.costs
+    proof = "proven the least" if solution.proven else f"with a gap of {solution.gap:.3g}"
+    context.report.note(f"its scores add up to {solution.score:.4g}, {proof} by {solution.solver.partition('/')[0]}")
+    dense, how = program.prices.dense, " (estimated)" if costs.estimated else ""
+    allowed = {cost: figure.limit for cost, figure in chosen.closed.best.figures.items()} if chosen.closed else None
+    allowed = allowed or budgets.absolute(limits, dense)
+    rows = []
+    for cost, value in solution.totals.items():
+        if cost in TIMES and cost not in allowed:
+            continue
+        whole = dense.get(cost) or dense.get("weights_mib", 0.0) + dense.get("kv_mib", 0.0)
+        row = f"{cost.removesuffix('_ms')} {amount(cost, value)}" + (f", {value / whole:.3g}x" if whole else "")
+        if cost in allowed:
+            row += f" of {amount(cost, allowed[cost])} allowed"
+        rows.append(row + (how if cost in TIMES else ""))
+    context.report.note(f"it comes to {'; '.join(rows)}, for target {target.name}")
+    context.report.record("choice", {name: piece.name for name, piece in chosen.picks.items()})
+    figures = {"score": solution.score, "gap": solution.gap, "bound": solution.bound, "seconds": solution.seconds}
+    prices = {"predicted": dict(solution.totals), "dense": dict(dense), "slack": dict(solution.slack)}
+    context.report.record("solution", {**figures, **prices, "estimated": costs.estimated})
+
+
+def table(picks: Mapping[str, Piece]) -> list[str]:
+    """Return the choice in lines, neighbouring blocks of the same options in one."""
+    blocks: dict[int, list[str]] = {}
+    for piece in picks.values():
+        blocks.setdefault(piece.variant.block, []).append(f"{piece.variant.part} {piece.name}")
+    runs: list[tuple[int, int, str]] = []
+    for index, parts in sorted(blocks.items()):
+        told = "; ".join(parts)
+        if runs and runs[-1][2] == told:
+            runs[-1] = (runs[-1][0], index, told)
+        else:
+            runs.append((index, index, told))
+    return [_line(*run) for run in runs]
+
+
+def _line(first: int, last: int, told: str) -> str:
+    return f"block {first}: {told}" if first == last else f"blocks {first} to {last}: {told}"
