@@ -68,10 +68,15 @@ def linears_of(table: Family, part: Part) -> tuple[str, ...]:
     return table.qkvo if part == "attention" else (*table.up, table.down)
 
 
-def variants(facts: Facts, settings: SpaceSettings) -> tuple[Variant, ...]:
+def variants(facts: Facts, settings: SpaceSettings, *, alone: bool = False) -> tuple[Variant, ...]:
     """Return the search space, block after block, in each attention then FFN, the parent first.
 
     Of variants that rounding makes the same, the first one stays.
+
+    Args:
+        facts: of the parent.
+        settings: the space.
+        alone: whether the parent's own parts will do, where nothing else can be chosen.
 
     Raises:
         BadSettings: a variant that the settings name fits no block, or breaks masks, or the parent is the only one.
@@ -86,11 +91,13 @@ def variants(facts: Facts, settings: SpaceSettings) -> tuple[Variant, ...]:
         space = _Space(facts, settings, part)
         opened = [i for i in range(facts.blocks) if space.linears(i) and chosen.issuperset(space.linears(i))]
         told = [name for name in getattr(settings, part) if name != PARENT and space.fits(name, opened)]
+        if lost := [n for n in told if part in settings.model_fields_set and not any(space.made(i, n) for i in opened)]:
+            raise BadSettings(f"no block can have it, got {lost[0]!r}; leave it out", key=part)
         for index, block in enumerate(facts.layout):
             parent = Variant(block=index, part=part, name=PARENT, config=block)
             made = [v for name in told if index in opened and (v := space.made(index, name))]
             found += _unlike([parent, *made])
-    if all(v.parent for v in found):
+    if not alone and all(v.parent for v in found):
         shapes = ", ".join(dict.fromkeys(f"{b.kv_heads} key heads and {b.ffn} neurons" for b in facts.layout))
         what = f"nothing could be chosen but the blocks as they are, of {shapes}"
         raise BadSettings(f"{what}; name other variants, more linears, or a smaller multiple", key="ffn")
@@ -104,10 +111,15 @@ class _Space:
     def __init__(self, facts: Facts, settings: SpaceSettings, part: Part) -> None:
         self.facts, self.settings, self.part = facts, settings, part
         self.table = families()[facts.family]
+        self._names: dict[tuple[int, str], str] = {}
+        for name in facts.shapes:
+            index, _, inner = f".{name}".partition(f".{self.table.blocks}.")[2].partition(".")
+            self._names[int(index), inner] = name
 
     def linears(self, index: int) -> list[str]:
         """Return the names of the linears that a block's part has."""
-        return [n for inner in linears_of(self.table, self.part) if (n := self._named(index, inner))]
+        inside = linears_of(self.table, self.part)
+        return [self._names[index, inner] for inner in inside if (index, inner) in self._names]
 
     def fits(self, name: str, opened: Sequence[int]) -> bool:
         """Tell whether a variant can be made where the part is open; one that only the defaults name may be left out.
@@ -132,7 +144,7 @@ class _Space:
         if self.part == "attention":
             config = self._attention(index, name)
         else:
-            group = self._pattern(self._named(index, self.table.down) or "").group or 1
+            group = self._pattern(index, self.table.down).group or 1
             config = self._ffn(block, name, group)
         if config is None:
             return None
@@ -179,20 +191,15 @@ class _Space:
             what = f"means of key heads fill the zeros of {masked[0]}, got {name!r} with 'pool'"
             raise BadSettings(f"{what}; 'select' keeps them", key="kv")
         for index in opened:
-            block, reader = self.facts.layout[index], self._named(index, self.table.qkvo[-1]) or ""
-            group, width = self._pattern(reader).group, block.heads // max(block.kv_heads, 1) * block.head_dim
+            block, reader = self.facts.layout[index], self.table.qkvo[-1]
+            group, width = self._pattern(index, reader).group, block.heads // max(block.kv_heads, 1) * block.head_dim
             if group and width % group:
-                what = f"{reader} has a mask in groups of {group}, which the {width} columns of a key head cut"
+                what = f"{self._names[index, reader]} has a mask in groups of {group}, which the {width} columns of a key head cut"
                 raise BadSettings(f"{what}, got {name!r}; leave it out", key="attention")
 
-    def _pattern(self, name: str) -> Pattern:
-        mask = self.facts.masks.get(name)
+    def _pattern(self, index: int, inner: str) -> Pattern:
+        mask = self.facts.masks.get(self._names.get((index, inner), ""))
         return Pattern.parse(mask.pattern) if mask else Pattern()
-
-    def _named(self, index: int, inner: str) -> str | None:
-        """Return the full name of a linear of a block, if it is there."""
-        end = f".{self.table.blocks}.{index}.{inner}"
-        return next((n for n in self.facts.shapes if f".{n}".endswith(end)), None)
 
 
 def _unlike(found: Iterable[Variant]) -> list[Variant]:
