@@ -81,7 +81,7 @@ def test_random_choices_keep_the_budget_and_leave_little(scores: list[float], li
     problem = model(scores, limit)
     found = Random(RandomSettings(seed=seed)).solve(problem)
     assert found.picks == Random(RandomSettings(seed=seed)).solve(problem).picks
-    assert 0 <= found.slack["weights_mib"] < 4 or set(found.picks.values()) == {"parent"}
+    assert -1e-7 <= found.slack["weights_mib"] < 4 + 1e-7 or set(found.picks.values()) == {"parent"}
     assert found.score >= Mip().solve(problem).score - 1e-9
 
 
