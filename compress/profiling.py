@@ -24,7 +24,7 @@ class Wanted:
         task: what the model is for.
         target: runtime, device, threads, and the request.
         requests: more batches and prompts than the target's, as `(batch, prompt)`.
-        shapes: more parts, as `attention:HIDDEN,HEADS,KV_HEADS,HEAD_DIM` or `ffn:HIDDEN,NEURONS`.
+        shapes: more parts, as `attention:HIDDEN,HEADS,KV_HEADS,HEAD_DIM`, `ffn:HIDDEN,NEURONS` or `linear:ffn,HIDDEN`.
         kv_heads: fewer key heads, of which the model's attention is measured too.
         neurons: fewer neurons, of which the model's FFN is measured too.
         layouts: blocks of which every part is measured, beside the model's own.
@@ -110,6 +110,10 @@ class Profiler(ABC):
     @abstractmethod
     def document(self, path: Path | str) -> dict[str, Any]:
         """Return what a profile file, or a table of a datasheet, says, as plain values."""
+
+    @abstractmethod
+    def figures(self, path: Path | str) -> dict[str, Any]:
+        """Return what a page shows of a profile file, or of a datasheet: a `compress.report.Profile`."""
 
     @abstractmethod
     def schema(self) -> dict[str, Any]:

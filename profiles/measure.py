@@ -29,7 +29,7 @@ from profiles._file import Document, Profile
 from profiles._machine import here, trust
 from profiles._parts import Choice
 from profiles._slopes import Unmeasurable
-from profiles._telling import lines
+from profiles._telling import figures, lines
 
 if TYPE_CHECKING:
     from profiles._taking import Session
@@ -111,6 +111,12 @@ class Measure(Profiler):
         if str(path) in roofline.names() and not Path(path).is_file():
             return {"estimated": True, **vars(roofline.sheet(str(path)))}
         return _file.read(path).document.model_dump(mode="json")
+
+    def figures(self, path: Path | str) -> dict[str, Any]:
+        """Return what a page shows of a profile file, or of a datasheet: a `compress.report.Profile`."""
+        if str(path) in roofline.names() and not Path(path).is_file():
+            return {"name": str(path), "about": self.lines(path), "costs": []}
+        return figures(_file.read(path))
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of profile files."""

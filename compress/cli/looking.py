@@ -48,7 +48,8 @@ def list_(name: str | None, as_json: bool) -> None:
 @verb("compress show runs/demo", "compress show runs/demo/engines/laptop", "compress show h100-sxm")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(path: Path, as_json: bool) -> None:
+@click.option("--html", type=click.Path(path_type=Path), help="Of a profile: write a page with plots here instead.")
+def show(path: Path, as_json: bool, html: Path | None) -> None:
     """Tell what a folder or a latency profile is and how it was made.
 
     PATH is a run, an artifact, an engine, a model, a profile or the name of a datasheet such as h100-sxm.
@@ -57,8 +58,16 @@ def show(path: Path, as_json: bool) -> None:
     from compress.profiling import profiler
 
     if not path.is_dir() and (profiles := profiler()).known(path):
+        if html:
+            from compress import files, report
+
+            files.write_atomic(html, report.profile_page(profiles.figures(path)))
+            click.echo(html)
+            return
         click.echo(json.dumps(profiles.document(path), indent=2) if as_json else "\n".join(profiles.lines(path)))
         return
+    if html:
+        raise click.UsageError(f"{path}: --html is for latency profiles; `compress report RUN` writes a run's page")
     found = folders.show(path)
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from compress import files, measure, report, tree
+from compress import files, measure, profiling, report, tree
 from compress.artifact import Artifact
 from compress.contracts import Target
 from compress.engines import read_manifest
@@ -50,6 +50,7 @@ def write(
         "layers": _layers(last, facts[-1], runner),
         "quality": _quality(quality, runner),
         "engines": [],
+        "profiles": _profiles(runner.done),
         "versions": _versions(),
         "machine": _machine(runner),
         **_truth(facts[-1], engines),
@@ -154,6 +155,13 @@ def _step(done: Done) -> dict[str, Any]:
         "notes": step["notes"],
         "measured": measured,
     }
+
+
+def _profiles(done: Sequence[Done]) -> list[dict[str, Any]]:
+    """Return what the latency profiles say that passes recorded to have chosen by, while they are there."""
+    profiler = profiling.profiler()
+    recorded = dict.fromkeys(path for d in done for path in d.measured.get("profile", ()))
+    return [profiler.figures(path) for path in recorded if profiler.known(path)]
 
 
 def _layers(last: Done, facts: Facts, runner: Runner) -> list[dict[str, Any]]:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from compress import files
+from compress.report.costs import page as profile_page
 from compress.report.page import page
 
-__all__ = ["FORMAT", "Engine", "Layer", "Metric", "Model", "Quality", "Step", "Summary", "write"]
+__all__ = [
+    "FORMAT", "Costs", "Engine", "Layer", "Metric", "Model", "Part", "Profile", "Quality", "Step", "Summary",
+    "profile_page", "write",
+]  # fmt: skip
 
 FORMAT = 1
 
@@ -85,6 +89,30 @@ class Engine(TypedDict):
     kernel_times: NotRequired[dict[str, Any]]
 
 
+class Part(TypedDict):
+    """What one part of a model costs: its shape and precision in words, and by phase `[ms, give or take, flagged]`."""
+
+    shape: str
+    precision: str
+    times: dict[str, list[float]]
+
+
+class Costs(TypedDict):
+    """What parts cost for one request."""
+
+    batch: int
+    length: int
+    parts: list[Part]
+
+
+class Profile(TypedDict):
+    """A latency profile that a pass has chosen by: its name, what it was taken on, and the costs of parts."""
+
+    name: str
+    about: list[str]
+    costs: list[Costs]
+
+
 class Summary(TypedDict):
     """All that a run has to tell, JSON throughout.
 
@@ -99,6 +127,7 @@ class Summary(TypedDict):
     layers: NotRequired[list[Layer]]
     quality: NotRequired[Quality]
     engines: NotRequired[list[Engine]]
+    profiles: NotRequired[list[Profile]]
     versions: NotRequired[dict[str, str]]
     machine: NotRequired[dict[str, Any]]
     simulated: NotRequired[list[str]]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from compress.report.words import Change
+
+_STYLE = Path(__file__).with_name("style.css")
 
 
 class Html(str):
@@ -23,6 +26,17 @@ def tag(name: str, *children: Any, **attributes: Any) -> Html:
 def join(children: Iterable[Any]) -> Html:
     """Return children one after another, plain text escaped."""
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in children if c is not None))
+
+
+def document(title: str, *children: Any) -> str:
+    """Return a whole page that needs no other file."""
+    head = tag(
+        "head",
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        tag("style", Html(_STYLE.read_text(encoding="utf-8"))),
+    )
+    return f'<!doctype html>\n<html lang="en">{head}<body>{tag("main", *children)}</body></html>\n'
 
 
 def table(head: Sequence[Any], rows: Iterable[Iterable[Any]], **attributes: Any) -> Html:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from compress.report import words
 from compress.report.codes import summed
-from compress.report.html import Html, tag
+from compress.report.html import Html, document, tag
 from compress.report.sections import SECTIONS
 from compress.report.timing import engine_tiles, latency_of, tile
-
-_STYLE = Path(__file__).with_name("style.css")
 
 
 def page(content: Mapping[str, Any]) -> str:
     """Return the page of a summary."""
     name = content["name"]
-    head = tag(
-        "head",
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", f"{name}: compression report"),
-        tag("style", Html(_STYLE.read_text(encoding="utf-8"))),
-    )
     notes = [*content.get("warnings", ()), *words.hints(content)]
-    body = tag(
-        "main",
+    return document(
+        f"{name}: compression report",
         tag("h1", name),
         tag("p", _subject(content), cls="soft"),
         tag("p", " ".join(_verdict(content)), cls="lead"),
@@ -36,7 +27,6 @@ def page(content: Mapping[str, Any]) -> str:
         tag("footer", "Written by compress", f" on {content['created']}" if content.get("created") else "",
             ". The same figures for programs: ", tag("code", "report.json"), "."),
     )  # fmt: skip
-    return f'<!doctype html>\n<html lang="en">{head}<body>{body}</body></html>\n'
 
 
 def _subject(content: Mapping[str, Any]) -> str:

@@ -115,6 +115,53 @@ def by_layer(layers: Mapping[str, Cell]) -> Html:
     return tag("div", tag("table", tag("thead", top), tag("tbody", *body), cls="heat"), cls="wide")
 
 
+@dataclass(frozen=True)
+class Span:
+    """A value from zero on, how far its interval reaches either way, and what to write beside it."""
+
+    value: float
+    half: float
+    text: str
+
+
+def spans(groups: Mapping[str, Sequence[tuple[str, Sequence[Span | None]]]], columns: Sequence[str]) -> Html:
+    """Return rows of horizontal bars with intervals, a panel of its own scale for each column.
+
+    Args:
+        groups: by a name that heads them, rows of a label and a value for every column, None where there is none.
+        columns: their names.
+    """
+    name, beside, row, gap = 150, 60, 19, 26
+    width = (WIDTH - name) / len(columns)
+    lefts = [name + i * width for i in range(len(columns))]
+    rows = [spans for group in groups.values() for _, spans in group]
+    tops = [max((s.value + s.half for s in c if s), default=1.0) or 1.0 for c in zip(*rows, strict=True)]
+    drawn = [tag("text", c, x=_px(left), y=12, cls="soft") for c, left in zip(columns, lefts, strict=True)]
+    y = 16.0
+    for title, group in groups.items():
+        drawn.append(tag("text", title, x=0, y=_px(y + 18), cls="head"))
+        y += gap
+        for label, values in group:
+            drawn.append(tag("text", label, x=name - 10, y=_px(y + 13), cls="left"))
+            for span, left, top in zip(values, lefts, tops, strict=True):
+                if span:
+                    drawn += _bar(span, left, y, (width - beside) / top)
+            y += row
+    return tag(
+        "svg", tag("title", " and ".join(columns)), *drawn, viewBox=f"0 0 {WIDTH} {y + 6:.0f}", role="img", cls="plot"
+    )
+
+
+def _bar(span: Span, left: float, y: float, scale: float) -> list[Html]:
+    """Return a bar, its interval, and its text right of both."""
+    end, low, high = (left + scale * max(v, 0.0) for v in (span.value, span.value - span.half, span.value + span.half))
+    return [
+        tag("rect", x=_px(left), y=_px(y + 3), width=_px(max(end - left, 1.0)), height=12, rx=2),
+        tag("line", x1=_px(low), x2=_px(high), y1=_px(y + 9), y2=_px(y + 9), cls="whisker"),
+        tag("text", span.text, x=_px(max(end, high) + 6), y=_px(y + 13)),
+    ]
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """Return the least and the greatest, widened where all are equal."""
     low, high = min(values), max(values)
