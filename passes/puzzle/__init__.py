@@ -41,12 +41,14 @@ from compress.facts import Facts
 from compress.families import families
 from compress.registry import nearest
 from passes import _library, _sensitivity
-from passes._library import Variant
+from passes._library import Library, Variant
 from passes._pruned import facts_of
-from passes.puzzle import checking, pieces, scoring, solving, states, telling
+from passes.puzzle import checking, offered, offers, pieces, refining, scoring, solving, states, telling
 from passes.puzzle.costs import prices
+from passes.puzzle.offers import Offers
 from passes.puzzle.settings import PuzzleSettings
-from passes.puzzle.solving import Program
+from passes.puzzle.solving import Chosen, Program
+from passes.puzzle.states import Begun
 
 _LENGTH = 256  # tokens of a window that estimates count with
 
@@ -55,9 +57,13 @@ class Puzzle(Pass):
     """Choose a variant, codes and zeros for every part of every block."""
 
     Settings = PuzzleSettings
-    uses = frozenset[DataUse]({"calibration"})
+    uses = frozenset[DataUse]({"calibration", "training"})
     library = True
     settings: PuzzleSettings
+
+    def data_uses(self) -> frozenset[DataUse]:
+        """Return the roles that are read: the second round learns from training data."""
+        return self.uses if self.settings.refine else frozenset({"calibration"})
 
     def targets(self, given: Mapping[str, Target]) -> Mapping[str, Target]:
         """Return the target that the budget is about.
@@ -99,13 +105,13 @@ class Puzzle(Pass):
             raise BadSettings(
                 f"{min(facts.grids)} has codes already, and blocks are chosen in floats", key="precisions"
             )
-        pieces.check(given, facts)
+        offered.check(given, facts)
         _sensitivity.check(given.score, facts.task)
         self._check_scores()
         self._check_budget(facts)
         pieces.space_of(facts, given)
         solving.solver_of(given.solver)
-        return facts.after(plan=pieces.bounds(facts, given), library=False, open=True)
+        return facts.after(plan=offered.bounds(facts, given), library=False, open=True)
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost: half a forward of the windows for each option, by a core of 3e10 products a second."""
@@ -125,26 +131,29 @@ class Puzzle(Pass):
         """Score the options, or read their scores; choose; put what was chosen into the model."""
         given, facts = self.settings, context.facts or facts_of(artifact)
         target = next(iter(context.targets.values()), Target())
-        limits = budgets.parse(given.budget)
-        parent = _library.digest(artifact)
+        limits, parent = budgets.parse(given.budget), _library.digest(artifact)
         kept = scoring.kept_in(artifact, parent, given, context)
         options, notes = pieces.pieces(facts, given, artifact.model.config.model_type, target.precision)
         for note in notes:
             context.report.note(note)
         priced = prices(given, limits, options, artifact, facts, target, context)
-        found = [p.variant for row in options.values() for p in row]
-        made = states.states_of(artifact, states.opened(artifact, parent, context), found, given, kept)
+        made: Library | Begun = states.states_of(artifact, parent, options, given, kept)
         scores = scoring.scores(artifact, made, options, given, kept)
         telling.tell_scores(scores, context)
-        program = Program(
-            facts=facts, pieces=options, scores=scores.table(options), prices=priced,
-            solver=solving.solver_of(given.solver),
-        )  # fmt: skip
-        chosen = solving.choose(program, limits, given, artifact.task, target, context)
-        telling.tell(chosen, program, limits, target, context)
-        picks: dict[tuple[int, str], Variant] = {
-            (p.variant.block, p.variant.part): p.variant for p in chosen.picks.values()
-        }
+
+        def choice(found: Offers) -> Chosen:
+            solver = solving.solver_of(given.solver)
+            program = Program(facts=facts, offers=found, prices=priced, solver=solver)
+            chosen = solving.choose(program, limits, given, artifact.task, target, context)
+            telling.tell(chosen, program, limits, target, context)
+            return chosen
+
+        chosen = choice(offers.alone(options, scores))
+        if given.refine:
+            near = refining.shrunk(options, chosen.pieces)
+            made, found = refining.refined(artifact, near, scores, given, kept, parent)
+            chosen = choice(found)
+        picks: dict[tuple[int, str], Variant] = {(p.variant.block, p.variant.part): p.variant for p in chosen.pieces}
         return _library.realise_(artifact, picks, made).after(plan=chosen.build.plan, library=None)
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
@@ -152,7 +161,7 @@ class Puzzle(Pass):
         checking.check(before, after, self.settings)
 
     def _check_floats(self, target: Target) -> None:
-        floats = pieces.floats_of(self.settings)
+        floats = offered.floats_of(self.settings)
         if floats not in (None, target.precision):
             what = f"the graph of target {target.name!r} is {target.precision}, got {floats!r}"
             raise BadSettings(f"{what}; {target.precision!r} would do", key="precisions")

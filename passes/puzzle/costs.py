@@ -15,9 +15,9 @@ from compress.contracts import Target
 from compress.errors import BadSettings
 from compress.facts import BlockConfig, Facts
 from compress.profiling import Wanted, profiler
-from passes.puzzle.pieces import DENSE, Part, Piece, Pieces, bare
+from passes.puzzle.pieces import DENSE, Piece, Pieces, bare
 from passes.puzzle.settings import PuzzleSettings
-from profiles import Attention, Base, Choice, Costs, NotMeasured, Time
+from profiles import Base, Choice, Costs, NotMeasured, Time
 from profiles._costs import Phase
 
 _SHOWN = 3  # of what a profile lacks
@@ -127,6 +127,7 @@ def _opened(
         if not path.exists() or lacking(profiles.open(path, target), needed, target):
             profiler().take(_wanted(settings, layout, artifact, target, context), path, context.report)
         found = profiles.open(path, target, warnings=warnings)
+    context.report.record("profile", found.name)  # which the report shows
     for line in warnings:
         context.report.note(line)
     return found
@@ -172,16 +173,9 @@ def _wanted(
 def _offer(settings: PuzzleSettings, missing: Sequence[Choice], target: Target) -> str:
     """Return what a profile lacks, and the command that measures it."""
     told = "; ".join(map(str, missing[:_SHOWN])) + (f"; {more} more" if (more := len(missing) - _SHOWN) > 0 else "")
-    shapes = dict.fromkeys(_shape(c.part) for c in missing if not isinstance(c.part, Base))
+    shapes = dict.fromkeys(c.part.text for c in missing if not isinstance(c.part, Base))
     options = [f"--shape {text}" for text in shapes]
     options += [f"--precision {p}" for p in dict.fromkeys([target.precision, *settings.precisions])]
     options += [f"--pattern {p}" for p in settings.patterns if p != DENSE]
     command = f"compress profile PIPELINE.toml --target {target.name} -o {shlex.quote(settings.profile)}"
     return f"holds no {told}, got {settings.profile!r}; `{' '.join([command, *options])}` measures them"
-
-
-def _shape(part: Part) -> str:
-    """Return a part as the command line names it."""
-    if isinstance(part, Attention):
-        return f"attention:{part.hidden},{part.heads},{part.kv_heads},{part.head_dim}"
-    return f"ffn:{part.hidden},{part.neurons}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from compress import tree
 from compress.errors import BadSettings
 from compress.facts import BlockConfig, Facts, GridFact, Planned
 from compress.families import families
-from compress.grid import BITS
 from compress.profiling import Build
 from passes._library import PARTS, Variant, joined, linears_of, variants
 from passes._masks import Pattern
@@ -32,12 +30,14 @@ class Piece:
         precision: of its linears, by name.
         pattern: of their zeros; `dense` = as they are.
         part: what profiles know it by; None where the part is absent.
+        share: of the parent's weights that stay, at most 1.
     """
 
     variant: Variant
     precision: str
     pattern: str = DENSE
     part: Part | None = None
+    share: float = 1.0
 
     @property
     def name(self) -> str:
@@ -74,25 +74,6 @@ def grid_of(precision: str) -> GridFact | None:
     return _precision.parse(precision).grid
 
 
-def floats_of(settings: PuzzleSettings) -> str | None:
-    """Return the floats among the precisions, None where every linear is to get codes."""
-    return next((p for p in settings.precisions if grid_of(p) is None), None)
-
-
-def check(settings: PuzzleSettings, facts: Facts) -> None:
-    """Raise `BadSettings` for precisions or patterns that are none, do not go together or do not fit the linears."""
-    parsed = [_parsed(name) for name in settings.precisions]
-    if len({p.kernels for p in parsed if p.grid}) > 1:
-        what = f"exact and fast kernels cannot be in one engine, got {', '.join(settings.precisions)}"
-        raise BadSettings(f"{what}; keep one kind", key="precisions")
-    if len({p.name for p in parsed if p.grid is None}) > 1:
-        raise BadSettings("one graph has one type of floats, got fp32 and fp16; keep the target's", key="precisions")
-    for precision in parsed:
-        _check_grid(precision, facts)
-    for pattern in settings.patterns:
-        _check_pattern(pattern, facts)
-
-
 def pieces(facts: Facts, settings: PuzzleSettings, model_type: str, floats: str) -> tuple[Pieces, list[str]]:
     """Return the options of every part, and what of them was left out and why.
 
@@ -106,13 +87,16 @@ def pieces(facts: Facts, settings: PuzzleSettings, model_type: str, floats: str)
         BadSettings: a variant does not fit.
     """
     hidden, found, notes = profiles.hidden_of(facts), dict[str, tuple[Piece, ...]](), dict[str, None]()
-    opened = set(opened_of(facts, settings))
+    opened, whole = set(opened_of(facts, settings)), None
     for variant in space_of(facts, settings):
         part = part_of(variant, model_type, hidden)
         kinds = [(floats, DENSE)]
         if part and (variant.block, variant.part) in opened:
             kinds = [(p, z) for p in dict.fromkeys(settings.precisions) for z in dict.fromkeys(settings.patterns)]
-        made = [Piece(variant=variant, precision=p, pattern=z, part=part) for p, z in kinds]
+        if variant.parent:
+            whole = part
+        share = min(1.0, part.weights / whole.weights) if part and whole else 0.0
+        made = [Piece(variant=variant, precision=p, pattern=z, part=part, share=share) for p, z in kinds]
         fitting = [piece for piece in made if _fits(piece)]
         notes |= dict.fromkeys(f"{p.name}: does not fit {p.part}, and is no option" for p in made if p not in fitting)
         found[slot(variant)] = (*found.get(slot(variant), ()), *fitting)
@@ -176,63 +160,9 @@ def build_of(facts: Facts, picks: Iterable[Piece]) -> Build:
     return Build(layout=layout, plan=plan)
 
 
-def bounds(facts: Facts, settings: PuzzleSettings) -> dict[str, Planned]:
-    """Return, per linear, what may be planned of it: of codes all that there are, of zeros the first pattern."""
-    grids = sorted((g for p in settings.precisions if (g := grid_of(p))), key=lambda g: -g.bits)
-    most = GridFact(**{**vars(grids[0]), "others": tuple(dict.fromkeys(grids[1:]))}) if grids else None
-    pattern = next((p for p in settings.patterns if p != DENSE), None)
-    inside = {n for names in opened_of(facts, settings).values() for n in names}
-    return {n: Planned(grid=most, pattern=pattern) if n in inside else Planned() for n in facts.shapes}
-
-
-def _parsed(name: str) -> _precision.Precision:
-    try:
-        found = _precision.parse(name)
-    except BadSettings as error:
-        raise BadSettings(str(error), key="precisions") from None
-    if found.grid and found.grid.bits not in BITS:
-        raise BadSettings(f"codes have {', '.join(map(str, BITS))} bits, got {name!r}", key="precisions")
-    return found
-
-
-def _check_grid(precision: _precision.Precision, facts: Facts) -> None:
-    size = precision.grid.group_size if precision.grid else None
-    name, (_, inputs) = min(facts.shapes.items(), key=lambda item: item[1][1])
-    if size and size > inputs:
-        what = f"{name} has {inputs} inputs, fewer than a group of {size}, got {precision.name!r}"
-        raise BadSettings(f"{what}; groups of up to {inputs} would do", key="precisions")
-
-
-def _check_pattern(pattern: str, facts: Facts) -> None:
-    try:
-        _precision.check_pattern(pattern)
-    except BadSettings as error:
-        raise BadSettings(str(error), key="patterns") from None
-    if pattern == "unstructured":
-        what = "scattered zeros have no pattern that a later pass could be held to, got 'unstructured'"
-        raise BadSettings(f"{what}; N:M such as 2:4 would do", key="patterns")
-    if pattern != DENSE:
-        group = Pattern.parse(pattern).group
-        for name, (_, inputs) in facts.shapes.items():
-            if inputs % group:
-                what = f"{pattern} does not divide the {inputs} inputs of {name}"
-                raise BadSettings(f"{what}; exclude it or choose another pattern", key="patterns")
-
-
 def _fits(piece: Piece) -> bool:
     """Tell whether groups of codes and of zeros fit the linears of a narrower part."""
     sizes: Sequence[int] = [inputs for _, inputs in piece.part.linears] if piece.part else []
     grid, pattern = grid_of(piece.precision), piece.pattern
     group = 1 if pattern == DENSE else Pattern.parse(pattern).group
     return all(inputs % group == 0 and (not grid or (grid.group_size or 0) <= inputs) for inputs in sizes)
-
-
-def share(piece: Piece, parent: Piece) -> float:
-    """Return the share of a part's weights that stay, at most 1."""
-    if not (piece.part and parent.part):
-        return 0.0
-    return min(1.0, _weights(piece.part) / _weights(parent.part))
-
-
-def _weights(part: Part) -> int:
-    return sum(math.prod(shape) for shape in part.linears)

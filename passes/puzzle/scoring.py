@@ -24,7 +24,7 @@ from compress.pipeline.code import code_digest
 from passes import _library, _sensitivity
 from passes._library import Library, Variant
 from passes._sensitivity import Score, Swap
-from passes.puzzle.pieces import DENSE, Piece, Pieces, grid_of, share, slot
+from passes.puzzle.pieces import DENSE, Piece, Pieces, grid_of, slot
 from passes.puzzle.settings import PuzzleSettings
 from passes.puzzle.states import Begun, state_of
 
@@ -45,16 +45,16 @@ class Scores:
     precisions: Mapping[str, Slots]
     patterns: Mapping[str, Slots]
 
-    def of(self, piece: Piece, parent: Piece) -> float:
-        """Return what an option costs, the parent's own in floats being 0."""
-        shape = 0.0 if piece.variant.parent else self.shapes[piece.variant.key].mean
-        codes = self.precisions.get(piece.precision, {}).get(piece.slot, 0.0) if piece.part else 0.0
-        zeros = self.patterns.get(piece.pattern, {}).get(piece.slot, 0.0) if piece.part else 0.0
-        return shape + share(piece, parent) * (codes + zeros)
+    def shape(self, variant: Variant) -> float:
+        """Return what a variant's shape costs, the parent's own being 0."""
+        return 0.0 if variant.parent else self.shapes[variant.key].mean
 
-    def table(self, pieces: Pieces) -> dict[str, dict[str, float]]:
-        """Return the scores of all options by slot and name."""
-        return {name: {p.name: self.of(p, options[0]) for p in options} for name, options in pieces.items()}
+    def rest(self, piece: Piece) -> float:
+        """Return what codes and zeros of a part cost, for the share of the parent's weights that stay."""
+        if not piece.part:
+            return 0.0
+        codes = self.precisions.get(piece.precision, {}).get(piece.slot, 0.0)
+        return piece.share * (codes + self.patterns.get(piece.pattern, {}).get(piece.slot, 0.0))
 
 
 def kept_in(artifact: Artifact, parent: str, settings: PuzzleSettings, context: Context) -> Context:

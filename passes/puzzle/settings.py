@@ -41,7 +41,9 @@ class PuzzleSettings(SpaceSettings):
     )
     quantizer: str = Field("rtn", description="the pass that tells what codes cost in quality")
     pruner: str = Field("magnitude", description="the pass that tells what zeros cost in quality")
-    solver: str = Field("mip", description="who chooses: mip (proven), exhaustive, greedy or lagrangian")
+    solver: str = Field(
+        "mip", description="who chooses: mip (proven), exhaustive, lagrangian, or a baseline: greedy, uniform, random"
+    )
     tolerance: float = Field(0.02, gt=0, lt=1, description="how far over its budget a measured time may be, relative")
     rounds: int = Field(5, ge=1, description="choices to build and time at most until the budget is met on the clock")
     seconds: float = Field(
@@ -52,3 +54,6 @@ class PuzzleSettings(SpaceSettings):
         description="whether a second round trains the picked options and their neighbours together in their blocks, "
         "scores them and chooses anew",
     )
+    steps: int = Field(200, ge=0, description="with refine: optimizer steps of each training")
+    lr: float = Field(1e-3, gt=0, description="with refine: highest learning rate")
+    batch: int = Field(8, ge=1, description="with refine: sequences at once")

@@ -16,7 +16,8 @@ from compress.measure import Measurement
 from compress.profiling import Build, profiler
 from compress.sweep import clock, loop
 from passes.puzzle.costs import Prices
-from passes.puzzle.pieces import Piece, Pieces, build_of
+from passes.puzzle.offers import Offer, Offers
+from passes.puzzle.pieces import Piece, build_of
 from passes.puzzle.settings import PuzzleSettings
 from solvers import Budget, Option, Problem, Slot, Solution, Solver
 
@@ -26,13 +27,13 @@ class Chosen:
     """A choice, and what is known of it.
 
     Attributes:
-        picks: slot -> its piece.
+        pieces: of every part, in order.
         solution: the solver's.
         build: the model as it will ship, by shapes.
         closed: how the loop on the clock ended; None where no time was taken.
     """
 
-    picks: Mapping[str, Piece]
+    pieces: tuple[Piece, ...]
     solution: Solution
     build: Build
     closed: loop.Closed | None = None
@@ -44,16 +45,14 @@ class Program:
 
     Attributes:
         facts: of the model whose parts are chosen.
-        pieces: the options.
-        scores: slot -> score by the name of the piece.
+        offers: the options.
         prices: what they cost.
         solver: who chooses.
         made: every choice so far.
     """
 
     facts: Facts
-    pieces: Pieces
-    scores: Mapping[str, Mapping[str, float]]
+    offers: Offers
     prices: Prices
     solver: Solver
     made: list[tuple[loop.Proposal, Chosen]] = field(default_factory=list)
@@ -65,32 +64,32 @@ class Program:
             Infeasible: no choice keeps them.
         """
         solution = self.solver.solve(self.problem(limits, offsets))
-        picks = {name: self.piece(name, option) for name, option in solution.picks.items()}
-        build = build_of(self.facts, picks.values())
+        picks = [next(o for o in self.offers[slot] if o.name == name) for slot, name in solution.picks.items()]
+        pieces = tuple(piece for offer in picks for piece in offer.pieces)
+        build = build_of(self.facts, pieces)
         proposal = loop.Proposal(build=build, predicted=solution.totals, score=solution.score)
-        self.made.append((proposal, Chosen(picks=picks, solution=solution, build=build)))
+        self.made.append((proposal, Chosen(pieces=pieces, solution=solution, build=build)))
         return proposal
 
     def problem(self, limits: Mapping[str, float], offsets: Mapping[str, float]) -> Problem:
         """Return the program under limits."""
         slots = tuple(
-            Slot(name=name, layer=name.rpartition(" ")[0], parent=options[0].name, options=self._options(name, options))
-            for name, options in self.pieces.items()
+            Slot(
+                name=name, layer=f"block {offers[0].pieces[0].variant.block}", options=tuple(map(self._option, offers))
+            )
+            for name, offers in self.offers.items()
         )
         base = {cost: value + offsets.get(cost, 0.0) for cost, value in self.prices.base.items()}
         wanted = tuple(Budget(cost=cost, limit=limit) for cost, limit in limits.items())
         return Problem(slots=slots, base=base, budgets=wanted)
 
-    def piece(self, slot: str, name: str) -> Piece:
-        """Return an option by its name."""
-        return next(piece for piece in self.pieces[slot] if piece.name == name)
-
     def chosen(self, proposal: loop.Proposal) -> Chosen:
         """Return the choice behind a proposal."""
         return next(chosen for made, chosen in self.made if made is proposal)
 
-    def _options(self, slot: str, options: Sequence[Piece]) -> tuple[Option, ...]:
-        return tuple(Option(name=p.name, score=self.scores[slot][p.name], costs=self.prices.of(p)) for p in options)
+    def _option(self, offer: Offer) -> Option:
+        costs = [self.prices.of(piece) for piece in offer.pieces]
+        return Option(name=offer.name, score=offer.score, costs={c: sum(each[c] for each in costs) for c in costs[0]})
 
 
 def solver_of(name: str) -> Solver:

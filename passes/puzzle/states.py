@@ -9,6 +9,7 @@ from compress.context import Context
 from compress.errors import BadModel
 from passes import _library
 from passes._library import Library, SpaceSettings, State, Variant
+from passes.puzzle.pieces import Pieces
 
 _SHOWN = 4  # of what a library lacks
 
@@ -40,36 +41,28 @@ class Begun(Mapping[str, State]):
         return len(self._variants)
 
 
-def opened(artifact: Artifact, parent: str, context: Context) -> Library | None:
-    """Return the library that came with the model, None without one.
-
-    Raises:
-        BadModel: it was made for another model, or with other calibration data.
-    """
-    if artifact.library is None:
-        return None
-    found = Library(artifact.library)
-    digests = {role: getattr(source, "digest", None) for role, source in context.data.items()}
-    found.check(parent, {role: digest for role, digest in digests.items() if digest})
-    return found
-
-
 def states_of(
-    artifact: Artifact,
-    library: Library | None,
-    variants: Sequence[Variant],
-    settings: SpaceSettings,
-    context: Context,
+    artifact: Artifact, parent: str, pieces: Pieces, settings: SpaceSettings, context: Context
 ) -> Library | Begun:
-    """Return the states of all variants but the parent's own.
+    """Return the states of all variants but the parent's own: those of the library that came with the model, if any.
+
+    Args:
+        artifact: the parent.
+        parent: digest of its tensors.
+        pieces: the options.
+        settings: of the space.
+        context: data, report, and the folder where what is gathered of the data is kept.
 
     Raises:
-        BadModel: the library lacks some.
+        BadModel: the library was made for another model or with other data, or lacks some.
     """
-    made = [v for v in variants if not v.parent]
-    if library is None:
-        context.report.note("no library came with the model: blocks are as they begin, without training")
+    made = list(dict.fromkeys(p.variant for row in pieces.values() for p in row if not p.variant.parent))
+    if artifact.library is None:
+        if made:
+            context.report.note("no library came with the model: blocks are as they begin, without training")
         return Begun(artifact, made, settings, context)
+    library = Library(artifact.library)
+    library.check(parent, {role: source.digest for role, source in context.data.items()})
     if missing := [v.key for v in made if not library.has(v)]:
         told = ", ".join(missing[:_SHOWN]) + (f", {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
         raise BadModel(f"the library that came with the model has no {told}; make them too, or leave them out here")

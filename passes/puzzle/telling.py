@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from compress import budgets
 from compress.budgets import TIMES, Limit, amount
@@ -34,7 +34,7 @@ def tell_scores(scores: Scores, context: Context) -> None:
 
 def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Target, context: Context) -> None:
     """Note the choice layer by layer, its score, and what it comes to; record the figures."""
-    for line in table(chosen.picks):
+    for line in table(chosen.pieces):
         context.report.note(line)
     solution, costs = chosen.solution, program.prices.costs
     proof = "proven the least" if solution.proven else f"with a gap of {solution.gap:.3g}"
@@ -52,16 +52,16 @@ def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Targ
             row += f" of {amount(cost, allowed[cost])} allowed"
         rows.append(row + (how if cost in TIMES else ""))
     context.report.note(f"it comes to {'; '.join(rows)}, for target {target.name}")
-    context.report.record("choice", {name: piece.name for name, piece in chosen.picks.items()})
+    context.report.record("choice", {piece.slot: piece.name for piece in chosen.pieces})
     figures = {"score": solution.score, "gap": solution.gap, "bound": solution.bound, "seconds": solution.seconds}
     prices = {"predicted": dict(solution.totals), "dense": dict(dense), "slack": dict(solution.slack)}
     context.report.record("solution", {**figures, **prices, "estimated": costs.estimated})
 
 
-def table(picks: Mapping[str, Piece]) -> list[str]:
+def table(pieces: Sequence[Piece]) -> list[str]:
     """Return the choice in lines, neighbouring blocks of the same options in one."""
     blocks: dict[int, list[str]] = {}
-    for piece in picks.values():
+    for piece in pieces:
         blocks.setdefault(piece.variant.block, []).append(f"{piece.variant.part} {piece.name}")
     runs: list[tuple[int, int, str]] = []
     for index, parts in sorted(blocks.items()):
