@@ -17,8 +17,9 @@ from pathlib import Path
 from compress.contracts import Target
 from profiles._costs import Costs, NotMeasured, Prediction, Time, layout_choices
 from profiles._file import BadProfile, Profile, read
+from profiles._geometry import base_of, hidden_of, parts_of
 from profiles._machine import ForeignProfile, Machine, here, trust
-from profiles._parts import Attention, Base, Choice, Ffn, base_of, hidden_of, parts_of
+from profiles._parts import Attention, Base, Choice, Ffn, Linear
 from profiles.roofline import Roofline, estimate, names
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Costs",
     "Ffn",
     "ForeignProfile",
+    "Linear",
     "Machine",
     "NotMeasured",
     "Prediction",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from compress.errors import BadSettings, Unavailable
 from compress.facts import BlockConfig, GridFact, Task
 from compress.grid import Grid, bounds, groups, spread
 from profiles import _precision
-from profiles._parts import Attention, Base, Choice, Part
+from profiles._parts import Attention, Base, Choice, Ffn, Part
 from profiles._stack import Names, Pieces, stack, write
 
 GRAPH = "model.onnx"
@@ -145,7 +146,10 @@ def _config(part: Part, width: int) -> BlockConfig:
         if part.head_dim != width:
             raise BadSettings(f"heads of this model are {width} wide, got {part}", key="shape")
         return BlockConfig(heads=part.heads, kv_heads=part.kv_heads, head_dim=width, ffn=0)
-    return BlockConfig(heads=0, kv_heads=0, head_dim=width, ffn=part.neurons)
+    none = BlockConfig(heads=0, kv_heads=0, head_dim=width, ffn=0)
+    if isinstance(part, Ffn):
+        return dataclasses.replace(none, ffn=part.neurons)
+    return dataclasses.replace(none, linear_attention=part.place == "attention", linear_ffn=part.place == "ffn")
 
 
 def kept_of(weight: Tensor, pattern: str) -> Tensor:

@@ -17,7 +17,8 @@ from compress.errors import UserFault
 from compress.facts import BlockConfig
 from compress.families import family_of
 from profiles._fit import Line
-from profiles._parts import Attention, Base, Choice, parts_of
+from profiles._geometry import parts_of
+from profiles._parts import Attention, Base, Choice
 
 Phase = Literal["prefill", "decode"]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.errors import BadSettings
-from compress.facts import BlockConfig, Facts
 from compress.families import family_of
 from compress.grid import groups
 from profiles import _precision
@@ -81,6 +80,11 @@ class Attention(_Part):
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return (queries, self.hidden), (keys, self.hidden), (keys, self.hidden), (self.hidden, queries)
 
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
+        return f"attention:{self.hidden},{self.heads},{self.kv_heads},{self.head_dim}"
+
     def __str__(self) -> str:
         return f"attention {self.hidden}: {self.heads} heads on {self.kv_heads} of {self.head_dim}"
 
@@ -112,8 +116,45 @@ class Ffn(_Part):
         """The linears, `(out, in)`."""
         return (*((self.neurons, self.hidden),) * (1 + self.gated), (self.hidden, self.neurons))
 
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
+        return f"ffn:{self.hidden},{self.neurons}"
+
     def __str__(self) -> str:
         return f"ffn {self.hidden}: {self.neurons} neurons"
+
+
+class Linear(_Part):
+    """One linear in place of attention or an FFN, with the norm before it (or after it)."""
+
+    part: Literal["linear"] = "linear"
+    place: Literal["attention", "ffn"] = Field(description="what it stands for")
+
+    @property
+    def weights(self) -> int:
+        """Elements of its weight."""
+        return self.hidden**2
+
+    @property
+    def others(self) -> int:
+        """Elements of bias and norm."""
+        qkv, output, ffn, tables, _ = _STYLES[self.family]
+        bias = (qkv or output) if self.place == "attention" else ffn  # where values have one, so has their stand-in
+        return (bias + tables) * self.hidden
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """The linear, `(out, in)`."""
+        return ((self.hidden, self.hidden),)
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
+        return f"linear:{self.place},{self.hidden}"
+
+    def __str__(self) -> str:
+        return f"linear {self.hidden}: in place of {self.place}"
 
 
 class Base(_Part):
@@ -142,8 +183,8 @@ class Base(_Part):
         return f"base {self.hidden}: {self.vocabulary} tokens"
 
 
-Part = Annotated[Attention | Ffn | Base, Field(discriminator="part")]
-Block = Attention | Ffn
+Part = Annotated[Attention | Ffn | Linear | Base, Field(discriminator="part")]
+Block = Attention | Ffn | Linear
 
 
 def _value(read: Callable[[], str]) -> str:
@@ -188,51 +229,3 @@ class Choice(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.part}, {self.precision}" + ("" if self.pattern == "dense" else f", {self.pattern}")
-
-
-def hidden_of(facts: Facts) -> int:
-    """Return the width of the residual."""
-    if facts.head:
-        return facts.head[1][1]
-    table = family_of(facts.family)
-    return next(shape[0] for name, shape in facts.shapes.items() if name.endswith(table.down))
-
-
-def base_of(facts: Facts, model_type: str) -> Choice:
-    """Return what stands outside the blocks of a model."""
-    hidden = hidden_of(facts)
-    inside = sum(part.parameters for block in facts.layout for part in parts_of(block, model_type, hidden))
-    part = Base(family=model_type, hidden=hidden, vocabulary=facts.vocabulary, elements=facts.parameters - inside)
-    return Choice(part=part)
-
-
-def parts_of(block: BlockConfig, family: str, hidden: int) -> tuple[Block, ...]:
-    """Return the parts of a block that are there: attention, FFN, both or none."""
-    found: list[Block] = []
-    if block.heads:
-        found.append(
-            Attention(family=family, hidden=hidden, heads=block.heads, kv_heads=block.kv_heads, head_dim=block.head_dim)
-        )
-    if block.ffn:
-        found.append(Ffn(family=family, hidden=hidden, neurons=block.ffn))
-    return tuple(found)
-
-
-def parse(text: str, family: str) -> Block:
-    """Return the part that a text names: `attention:HIDDEN,HEADS,KV_HEADS,HEAD_DIM` or `ffn:HIDDEN,NEURONS`.
-
-    Raises:
-        BadSettings: it names none.
-    """
-    kind, _, sizes = text.partition(":")
-    fields: dict[str, tuple[type[Any], Sequence[str]]] = {
-        "attention": (Attention, ("hidden", "heads", "kv_heads", "head_dim")),
-        "ffn": (Ffn, ("hidden", "neurons")),
-    }
-    made, names = fields.get(kind, (Ffn, ()))
-    numbers = [n for n in sizes.split(",") if n.strip().isdigit() and int(n) > 0]
-    if not names or len(numbers) != len(names) or len(sizes.split(",")) != len(names):
-        forms = " or ".join(f"{k}:{','.join(n).upper()}" for k, (_, n) in fields.items())
-        raise BadSettings(f"must be {forms}, got {text!r}", key="shape")
-    block: Block = made(family=family, **dict(zip(names, map(int, numbers), strict=True)))
-    return block

@@ -11,7 +11,8 @@ from compress import loading
 from compress.errors import BadSettings
 from compress.profiling import Wanted
 from profiles import _precision
-from profiles._parts import Attention, Base, Choice, Ffn, Part, base_of, hidden_of, parse, parts_of
+from profiles._geometry import base_of, hidden_of, parse, parts_of
+from profiles._parts import Attention, Base, Choice, Ffn, Linear, Part
 
 _DEEPEST = 8  # blocks of a whole model: enough to tell what sums miss, and quickly measured
 
@@ -75,8 +76,7 @@ def wholes(plan: Plan, count: int, seed: int) -> list[tuple[Choice, ...]]:
     The same seed gives the same models, in the same order, however many are asked for.
     """
     rng, found = random.Random(seed), []
-    attention = [c for c in plan.choices if isinstance(c.part, Attention)]
-    ffn = [c for c in plan.choices if isinstance(c.part, Ffn)]
+    attention, ffn = ([c for c in plan.choices if _stands(c.part, place)] for place in ("attention", "ffn"))
     kinds = sorted({k for c in plan.choices if (k := _kernels(c))})
     for _ in range(count):
         kernels = rng.choice(kinds) if kinds else None  # one engine multiplies all its codes by one kind of kernels
@@ -90,6 +90,11 @@ def wholes(plan: Plan, count: int, seed: int) -> list[tuple[Choice, ...]]:
                     picks.append(rng.choice(fitting))
         found.append(tuple(picks) or plan.block)
     return found
+
+
+def _stands(part: Part, place: str) -> bool:
+    """Tell whether a part is attention, or an FFN, or the linear in its place."""
+    return part.part == place or (isinstance(part, Linear) and part.place == place)
 
 
 def _kernels(choice: Choice) -> str | None:

@@ -14,11 +14,12 @@ import profiles
 from compress import blocks, tree
 from compress.contracts import Target
 from compress.errors import BadSettings
-from profiles import Attention, BadProfile, Base, Choice, Ffn, ForeignProfile, NotMeasured, Profile
+from profiles import Attention, BadProfile, Base, Choice, Ffn, ForeignProfile, Linear, NotMeasured, Profile
 from profiles import _file as file
 from profiles import _precision as precision
+from profiles._geometry import parse
 from profiles._machine import Machine
-from profiles._parts import parse
+from tests.conftest import standing
 
 A = Choice(part=Attention(family="llama", hidden=64, heads=4, kv_heads=2, head_dim=16))
 F = Choice(part=Ffn(family="llama", hidden=64, neurons=128))
@@ -210,9 +211,10 @@ def test_lines_name_machine_parts_and_trust(written: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "llama-tied", "opt", "gpt2", "bert", "roberta"])
-def test_parts_and_base_have_all_parameters_of_a_model(kind: str, tiny: Any) -> None:
+@pytest.mark.parametrize("change", [lambda a: a, standing])
+def test_parts_and_base_have_all_parameters_of_a_model(kind: str, change: Any, tiny: Any) -> None:
     encoder = kind in ("bert", "roberta")
-    artifact = tiny(kind, "embedding" if encoder else "causal-lm")
+    artifact = change(tiny(kind, "embedding" if encoder else "causal-lm"))
     facts, family = tree.facts(artifact.model, artifact.task), artifact.model.config.model_type
     hidden = profiles.hidden_of(facts)
     for block, config in zip(tree.blocks(artifact.model).values(), blocks.of(artifact.model), strict=True):
@@ -234,6 +236,9 @@ def test_names_of_precisions_and_shapes() -> None:
             precision.parse(name)
     assert parse("attention:64,4,2,16", "llama") == A.part
     assert parse("ffn:64,128", "llama") == F.part
-    for text in ("ffn:64", "ffn:64,x", "conv:1,2", "attention:64,4,2,0"):
+    assert parse("linear:ffn,64", "llama") == Linear(family="llama", hidden=64, place="ffn")
+    for text in (A.part.text, F.part.text, "linear:attention,64"):
+        assert parse(text, "gpt2").text == text
+    for text in ("ffn:64", "ffn:64,x", "conv:1,2", "attention:64,4,2,0", "linear:64", "linear:norm,64", "linear:ffn,"):
         with pytest.raises(BadSettings, match="must be attention:HIDDEN"):
             parse(text, "llama")

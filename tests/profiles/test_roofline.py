@@ -11,7 +11,7 @@ import pytest
 import profiles
 from compress.contracts import Target
 from compress.errors import BadSettings
-from profiles import Attention, Base, Choice, Ffn, ForeignProfile, Roofline, roofline
+from profiles import Attention, Base, Choice, Ffn, ForeignProfile, Linear, Roofline, roofline
 
 # Llama-3.1-8B, whose parameters are 8,030,261,248 in all.
 SHAPE: dict[str, Any] = {"family": "llama", "hidden": 4096}
@@ -108,6 +108,14 @@ def test_measured_points_replace_what_is_assumed(tmp_path: Path, tiny: Callable[
         assert calibrated.time(floats, t.phase, 1, 64).ms == pytest.approx(t.ms)
     assert calibrated.estimated
     assert "assumed" not in calibrated.lines()[1]
+
+
+def test_a_linear_that_stands_in_is_one_product_and_keeps_no_keys() -> None:
+    linear = Choice(part=Linear(family="llama", hidden=64, place="attention"))
+    assert roofline.operations(linear, 2, 3, 5) == 2 * 64**2 * 6
+    assert roofline.traffic(linear, 2, 3, 5, 4) == 4 * (64**2 + 64) + 4 * 6 * 128
+    costs = profiles.open("epyc-7763", Target()).costs(linear, Target())
+    assert costs["kv_mib"] == 0 < costs["decode_ms"]
 
 
 def test_encoders_neither_decode_nor_keep_keys() -> None:

@@ -19,7 +19,7 @@ from compress.contracts import Target
 from compress.errors import BadSettings, CompressError
 from profiles import _build
 from profiles._build import SMALL, Workshop
-from profiles._parts import Attention, Choice, Ffn
+from profiles._parts import Attention, Choice, Ffn, Linear
 from profiles._stack import Names, Pieces
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -40,6 +40,7 @@ def _choices(family: str) -> tuple[Choice, ...]:
     ffn, coded = Ffn(**shape, neurons=96), Ffn(**shape, neurons=40)
     return (
         Choice(part=wide), Choice(part=ffn), Choice(part=narrow), Choice(part=coded, precision=CODES),
+        Choice(part=Linear(**shape, place="attention")), Choice(part=Linear(**shape, place="ffn"), precision=CODES),
     )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def _reordered(model: PreTrainedModel, order: list[int]) -> PreTrainedModel:
     return found
 
 
-ORDERS = ([0, 1, 2, 3], [3, 2, 0, 0, 1, 1], [2], [1, 3, 1], [1, 0])
+ORDERS = ([0, 1, 2, 3], [3, 2, 0, 0, 1, 1], [2], [1, 3, 1], [1, 0], [4, 1, 0, 5, 4])
 
 
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3", "gpt2"))])
