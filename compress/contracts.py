@@ -69,12 +69,12 @@ class Candidate:
     Whoever chooses takes one candidate of every layer: scores and each cost are then summed over the layers.
 
     Attributes:
-        layer: a linear of the blocks, or a block of which every linear gets the same.
-        choice: the settings that make it, such as `{"bits": 3}`; empty = the layer as it is.
+        layer: a linear; or a block, or its part `<block>:attention` or `<block>:ffn`, whose linears all get the same.
+        choice: the settings that make it, such as `{"bits": 3}` or `{"pattern": "2:4"}`; empty = the layer as it is.
         score: how far the outputs of the model are then from the given one's; 0 as it is.  Nats a token of a causal
             language model, nats a row of a classifier, else the share of the outputs' energy.
-        costs: what the layer takes, by name; `bytes` are those of its weights (codes, scales and zeros), as an
-            artifact stores them.
+        costs: what the layer takes, by name; `bytes` are those of its weights: floats, or packed codes with scales
+            and zeros, or with zeros the weights that stay and a bit for each that tells which.
     """
 
     layer: str

@@ -30,9 +30,10 @@ class Readable(Protocol):
 
 
 def facts_of(artifact: Artifact) -> Facts:
-    """Return what an artifact tells of itself: codes, and which masks there are and how sparse, not their patterns."""
+    """Return what an artifact tells of itself: codes, a plan, and which masks, how sparse; not their patterns."""
     masks = {name: _masks.fact(artifact.masks[name]) for name in artifact.masks}
-    return tree.facts(artifact.model, artifact.task).after(masks=masks, grids=grids.facts(artifact.grids))
+    known = tree.facts(artifact.model, artifact.task)
+    return known.after(masks=masks, grids=grids.facts(artifact.grids), plan=artifact.plan)
 
 
 def share_of_model(artifact: Artifact, masks: Mapping[str, Tensor]) -> str:

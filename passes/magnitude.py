@@ -20,21 +20,23 @@ speed only where kernels for 2:4 exist (NVIDIA sparse tensor cores).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import torch
 from pydantic import Field
+from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Estimate, Pass
+from compress.contracts import Candidate, Estimate, Pass
 from compress.errors import BadSettings
 from compress.facts import Facts
-from passes import _masks, _pruned
-from passes._masks import MaskSettings, Rule, Scope
+from passes import _masks, _pruned, _rules
+from passes._masks import Rule, Scope
+from passes._rules import PruneSettings
 
 
-class MagnitudeSettings(MaskSettings):
+class MagnitudeSettings(PruneSettings):
     """Settings of magnitude pruning."""
 
     scope: Scope = Field("matrix", description="what the sparsity is of: each matrix, each output row, or all together")
@@ -43,7 +45,7 @@ class MagnitudeSettings(MaskSettings):
     )
 
 
-def score(weight: torch.Tensor) -> torch.Tensor:
+def score(weight: Tensor) -> Tensor:
     """Return |W| as float32 `[out, in]`."""
     return weight.detach().abs().float()
 
@@ -61,11 +63,11 @@ class Magnitude(Pass):
         Raises:
             BadSettings: the patterns choose nothing, or no such mask can be made of the chosen linears.
         """
-        return self._rule().plan(facts, self._chosen(list(facts.shapes)))
+        return _rules.plan(facts, self.settings, self._rule)
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost: the model and the scores, with their selection, of one linear (or of all, globally)."""
-        sizes = [math.prod(facts.shapes[n]) for n in self._chosen(list(facts.shapes))]
+        sizes = [math.prod(facts.shapes[n]) for n in _rules.of(facts, self.settings, self._rule)] or [0]
         scored = sum(sizes) if self.settings.scope == "global" else max(sizes)
         model, masks = 4 * facts.parameters, 0 if facts.stored else sum(sizes)
         return Estimate(
@@ -76,36 +78,42 @@ class Magnitude(Pass):
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Make the masks where the weights are, and zero what they prune, block by block."""
-        chosen = self._chosen(list(tree.block_linears(artifact.model)))
-        rule, masks, made = self._rule(), artifact.new_masks(), dict[str, torch.Tensor]()
-        if rule.scope == "global":
-            made = rule.masks({n: score(artifact.tensor(f"{n}.weight")) for n in chosen}, artifact.masks)
+        rules = _rules.of_artifact(artifact, self.settings, self._rule)
+        if not rules:
+            context.report.note(_rules.NOTHING)
+            return artifact
+        masks, old, made = artifact.new_masks(), artifact.masks, dict[str, Tensor]()
+        if self.settings.scope == "global":
+            made = self._rule().masks({n: score(artifact.tensor(f"{n}.weight")) for n in rules}, old)
         pruned = size = 0
-        with context.report.bar("linears", len(chosen)) as bar:
+        with context.report.bar("linears", len(rules)) as bar:
             for block in tree.blocks(artifact.model):
-                names = [n for n in chosen if n.startswith(f"{block}.")]
+                names = [n for n in rules if n.startswith(f"{block}.")]
                 with artifact.opened(block):
                     for name in names:
                         weight = artifact.model.get_parameter(f"{name}.weight")
-                        mask = made.pop(name) if made else rule.masks({name: score(weight)}, artifact.masks)[name]
+                        mask = made.pop(name) if made else rules[name].masks({name: score(weight)}, old)[name]
                         _masks.apply_(weight, mask)
                         masks[name] = mask
                         pruned, size = pruned + int((~mask).sum()), size + mask.numel()
                         bar.advance()
-        told = f"pruned {pruned / size:.2%} of {len(chosen)} linears; "
+        told = f"pruned {pruned / size:.2%} of {len(rules)} linears; "
         context.report.note(told + _pruned.share_of_model(artifact, masks))
         return artifact.after(masks=masks)
 
+    def candidates(self, artifact: Artifact, context: Context) -> Sequence[Candidate]:
+        """Return each linear, block or part (as `choose` says) pruned, and as it is."""
+        rules = _rules.of_artifact(artifact, self.settings, self._rule)
+        return _rules.candidates(artifact, self.settings, rules, lambda _, weight: score(weight), context)
+
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check the counts of every mask, the zeros under it, and that nothing else changed by a bit."""
-        chosen, rule = self._chosen(list(tree.block_linears(after.model))), self._rule()
-        _pruned.check_masked(after, chosen)
-        for names in [chosen] if rule.scope == "global" else [[n] for n in chosen]:
-            rule.check(before.masks, {n: after.masks[n] for n in names})
-        _pruned.check_rest(before, after, chosen)
-
-    def _chosen(self, names: list[str]) -> list[str]:
-        return tree.select(names, self.settings.include, self.settings.exclude)
+        rules = _rules.of_artifact(after, self.settings, self._rule)
+        _pruned.check_masked(after, rules)
+        for rule, names in _rules.grouped(rules).items():
+            for together in [names] if rule.scope == "global" else [[n] for n in names]:
+                rule.check(before.masks, {n: after.masks[n] for n in together})
+        _pruned.check_rest(before, after, rules)
 
     def _rule(self) -> Rule:
         given = self.settings

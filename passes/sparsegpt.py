@@ -80,6 +80,10 @@ class SparseGPT(Oneshot):
                 target = _obs.towards(target, inputs.gram, inputs.cross, upper)
             yield self._attempts(task, target.masked_fill(inputs.square == 0, 0), hessian, upper)
 
+    def saliency(self, weight: Tensor, square: Tensor) -> Tensor:
+        """Return what a weight's loss costs where inputs do not depend on each other: `w^2 / C_jj^2` is `w^2 H_jj`."""
+        return weight.float().square() * square
+
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Prune and update block by block."""
         return self.prune(artifact, context)

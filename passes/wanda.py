@@ -60,6 +60,10 @@ class Wanda(Oneshot):
         for task in tasks:
             yield self.refined(task.weight, task.mask(score(task.weight, inputs.square)), task)
 
+    def saliency(self, weight: Tensor, square: Tensor) -> Tensor:
+        """Return |W_ij| * |X_j|."""
+        return score(weight, square)
+
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Prune block by block."""
         return self.prune(artifact, context)

@@ -22,7 +22,7 @@ def cost(
 
     Args:
         facts: of the model.
-        names: linears that are changed.
+        names: linears that are changed; of none, the cost is to read and write the model.
         settings: of the walk.
         gram: whether products between inputs are gathered.
         work: products beside those of forwards and grams.
@@ -30,6 +30,8 @@ def cost(
     """
     shapes = [facts.shapes[n] for n in names]
     model, weights = 4 * facts.parameters, sum(map(math.prod, shapes))
+    if not shapes:
+        return Estimate(peak_mib=4 * tree.held(facts) / 2**20, disk_mib=model / 2**20, seconds=model / 1e9)
     widest, largest = max(i for _, i in shapes), max(map(math.prod, shapes))
     hidden = 4 * _TOKENS * min(i for _, i in shapes) * (2 if settings.reference == "dense" else 1)
     grams = sum(i * i for _, i in shapes) if gram else 0

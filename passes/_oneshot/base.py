@@ -13,10 +13,10 @@ from torch import Tensor
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import DataUse, Estimate, Pass
+from compress.contracts import Candidate, DataUse, Estimate, Pass
 from compress.errors import BadSettings
 from compress.facts import Facts
-from passes import _densities, _pruned, _swaps
+from passes import _densities, _pruned, _rules, _swaps
 from passes._layerwise import Inputs, Journal, Layer, cost, walk_
 from passes._masks import Rule, Scope
 from passes._oneshot.settings import OneshotSettings
@@ -47,6 +47,15 @@ class Oneshot(Pass):
             note: keeps a note of what had to be done otherwise.
         """
 
+    @abstractmethod
+    def saliency(self, weight: Tensor, square: Tensor) -> Tensor:
+        """Return the scores by which candidates are judged, float32 `[out, in]`, the highest stay.
+
+        Args:
+            weight: W `[out, in]`.
+            square: mean square of each input, `[in]`.
+        """
+
     @property
     def gram(self) -> bool:
         """Whether products between inputs are needed."""
@@ -59,6 +68,10 @@ class Oneshot(Pass):
         fixed = given.pattern != "unstructured" and "scope" not in given.model_fields_set
         return Rule.of(given, "matrix" if fixed else self.scope)
 
+    def rules(self, artifact: Artifact) -> dict[str, Rule]:
+        """Return what is asked of every linear that is to be pruned, or was; with 'owl' the mean of what is asked."""
+        return _rules.of_artifact(artifact, self.settings, lambda: self.rule)
+
     def plan(self, facts: Facts) -> Facts:
         """Return the facts with the masks to come.
 
@@ -66,9 +79,10 @@ class Oneshot(Pass):
             BadSettings: the patterns choose nothing, no such mask can be made of the chosen linears, or settings
                 contradict each other.
         """
-        given, rule = self.settings, self.rule
-        if given.densities == "owl" and rule.pattern.group:
-            what = f"{rule.pattern} makes every block alike"
+        given = self.settings
+        planned = _rules.plan(facts, given, lambda: self.rule)
+        if given.densities == "owl" and given.pattern != "unstructured":
+            what = f"{given.pattern} makes every block alike"
             raise BadSettings(f"{what}, got 'owl'; use an unstructured pattern", key="densities")
         if given.reference == "dense" and not self.updates:
             what = "only a pass that changes the weights that stay can aim at the dense model's outputs"
@@ -77,17 +91,16 @@ class Oneshot(Pass):
             for name in sorted(n for n in given.model_fields_set if n.startswith(key) and not used):
                 needs = "densities 'owl'" if key == "owl_" else "refine 'swaps'"
                 raise BadSettings(f"only with {needs}, got {getattr(given, name):g}; leave it out", key=name)
-        names = self._chosen(facts.shapes)
-        for name in names:
+        for name, rule in _rules.of(facts, given, lambda: self.rule).items():
             rows, inputs = facts.shapes[name]
             size = inputs if rule.scope == "row" else rows * inputs
             if not rule.pattern.group and round(rule.sparsity * size) == size:
                 raise BadSettings(f"leaves no weight of {name}, got {rule.sparsity:g}; ask for less", key="sparsity")
-        return rule.plan(facts, names)
+        return planned
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost of the walk, of updates and of swaps."""
-        names = self._chosen(facts.shapes)
+        names = list(_rules.of(facts, self.settings, lambda: self.rule))
         shapes = [facts.shapes[n] for n in names]
         work = sum(i * i * (i + 2 * o) for o, i in shapes) if self.updates else 0
         if self.settings.refine == "swaps":
@@ -97,11 +110,16 @@ class Oneshot(Pass):
 
     def prune(self, artifact: Artifact, context: Context) -> Artifact:
         """Return the artifact pruned; what was found of finished blocks is kept for whoever resumes."""
-        names, given, rule = self._chosen(tree.block_linears(artifact.model)), self.settings, self.rule
-        rules = dict.fromkeys(names, rule)
+        rules, given = self.rules(artifact), self.settings
+        names = list(rules)
+        if not names:
+            context.report.note(_rules.NOTHING)
+            return artifact
         if given.densities == "owl":
             squares = _densities.squares(artifact, names, given, context)
-            rules = _densities.rules(artifact, rule, squares, width=given.owl_lambda, threshold=given.owl_threshold)
+            rules = _densities.rules(
+                artifact, self.rule, squares, width=given.owl_lambda, threshold=given.owl_threshold
+            )
         journal = Journal(context.folder / "journal.json")
 
         def change_(layers: Sequence[Layer]) -> dict[str, Tensor]:
@@ -122,16 +140,29 @@ class Oneshot(Pass):
         journal.tell(names, context.report)
         return artifact.after(masks=masks)
 
+    def candidates(self, artifact: Artifact, context: Context) -> Sequence[Candidate]:
+        """Return each linear, block or part (as `choose` says) pruned, and as it is; judged on unpruned inputs.
+
+        Neither swaps, densities nor updates are looked at: what matters is which linears bear zeros, and it is cheap.
+        """
+        rules = self.rules(artifact)
+        squares = _densities.squares(artifact, list(rules), self.settings, context)
+
+        def score(name: str, weight: Tensor) -> Tensor:
+            return self.saliency(weight, squares[name].to(weight.device))
+
+        return _rules.candidates(artifact, self.settings, rules, score, context)
+
     def check(self, before: Readable, after: Artifact) -> None:
         """Raise `BrokenPromise` unless counts, zeros and all that is left alone are as declared."""
-        names, rule = self._chosen(tree.block_linears(after.model)), self.rule
-        _pruned.check_masked(after, names)
+        rules = self.rules(after)
+        _pruned.check_masked(after, rules)
         if self.settings.densities == "owl":
-            _densities.check(rule, before.masks, {n: after.masks[n] for n in names})
+            _densities.check(self.rule, before.masks, {n: after.masks[n] for n in rules})
         else:
-            for name in names:
+            for name, rule in rules.items():
                 rule.check(before.masks, {name: after.masks[name]})
-        _pruned.check_rest(before, after, names, updates=self.updates)
+        _pruned.check_rest(before, after, rules, updates=self.updates)
 
     def refined(self, weight: Tensor, mask: Tensor, task: Task) -> list[Attempt]:
         """Return plain zeroing under a mask and, where asked for, under what swaps make of the mask."""
@@ -165,9 +196,6 @@ class Oneshot(Pass):
                     journal.note(layer.name, f"{layer.name}: nothing is left of it")
                 layer.linear.weight.copy_(found[best].weight)
                 yield layer.name, found[best].mask
-
-    def _chosen(self, names: Iterable[str]) -> list[str]:
-        return tree.select(list(names), self.settings.include, self.settings.exclude)
 
 
 def _by_block(artifact: Artifact, rules: Mapping[str, Rule]) -> Iterator[str]:

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from passes._layerwise import REFERENCE, LayerwiseSettings
-from passes._masks import MaskSettings
+from passes._rules import PruneSettings
 
 
-class OneshotSettings(LayerwiseSettings, MaskSettings):
+class OneshotSettings(LayerwiseSettings, PruneSettings):
     """Settings of a pass that prunes in one walk."""
 
     reference: Literal["sparse", "dense"] = Field("sparse", description=REFERENCE)

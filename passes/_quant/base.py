@@ -15,7 +15,7 @@ from compress.errors import BadModel
 from compress.facts import Facts, GridFact
 from compress.grid import Grid
 from passes._quant import checking, mixed, telling
-from passes._quant.plan import planned
+from passes._quant.plan import facts_of, planned
 from passes._quant.rounding import Steps, span
 from passes._quant.settings import QuantSettings
 
@@ -47,7 +47,7 @@ class Quantizer(Pass):
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
         """Return the grid that each linear gets, or got, with `others` where its bits are chosen by sensitivity."""
-        return planned(tree.facts(artifact.model, artifact.task), self.settings)
+        return planned(facts_of(artifact).after(grids={}), self.settings)
 
     def steps(self, weight: Tensor, fact: GridFact) -> Steps:
         """Return the steps of a weight's grid by which sensitivity is judged."""
@@ -58,17 +58,20 @@ class Quantizer(Pass):
         return mixed.resolved(artifact, self.settings, context, self.steps)
 
     def candidates(self, artifact: Artifact, context: Context) -> Sequence[Candidate]:
-        """Return the choices of bits for each linear, or with choose = "block" each block, and it as it is."""
+        """Return the choices of bits for each linear, block or part (as `choose` says), and it as it is."""
         return mixed.candidates(artifact, self.settings, context, self.steps)
 
     def tell(self, artifact: Artifact, context: Context, found: Mapping[str, GridFact]) -> None:
-        """Report what was quantized, in bytes.
+        """Report what was quantized, in bytes, or that a plan left nothing to quantize.
 
         Args:
             artifact: of before or after.
             context: with the report.
             found: the grids, as `resolved` returned them.
         """
+        if not found:
+            context.report.note("quantized nothing: all that is chosen is planned to stay in floats")
+            return
         shapes = tree.facts(artifact.model, artifact.task).shapes
         width = tree.block_linears(artifact.model)[next(iter(found))].weight.element_size()
         for line in telling.told(found, shapes, width):

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compress import files, grids, tree
+from compress import grids, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Candidate, Estimate
-from compress.errors import BrokenPromise
+from compress.errors import BadSettings, BrokenPromise
 from compress.facts import Facts, GridFact
-from passes import _sensitivity
-from passes._quant.plan import allowed, planned, possible
-from passes._quant.rounding import Steps, grid
+from passes import _candidates
+from passes._quant.plan import allowed, are_open, choices_of, facts_of, planned, possible
+from passes._quant.rounding import Steps, grid, integers
 from passes._quant.settings import QuantSettings
 from passes._quant.telling import size
 from passes._sensitivity import Change
@@ -38,7 +38,7 @@ _LOGIT = 600  # products that take as long as the share of one logit in a distan
 
 @dataclass(frozen=True)
 class Unit:
-    """What gets one choice of bits: a linear, or all open ones of a block.
+    """What gets one choice of bits: a linear, or all of a block or a part of one that may get the same.
 
     Attributes:
         names: the linears.
@@ -66,14 +66,17 @@ def resolved(artifact: Artifact, settings: QuantSettings, context: Context, step
         BadSettings: as `planned` does.
         BadModel: outputs are NaN or infinite.
     """
-    found = planned(_facts(artifact), settings)
+    found = planned(facts_of(artifact), settings)
     if settings.average_bits is None:
         return found
     sizes = {n: linear.weight.numel() for n, linear in tree.block_linears(artifact.model).items() if n in found}
-    units = _units(artifact, {n: f for n, f in found.items() if f.others}, settings.choose)
+    units = _units(artifact, {n: f for n, f in found.items() if f.others}, settings)
     fixed = sum(f.bits * sizes[n] for n, f in found.items() if not f.others)
     budget = allowed(settings.average_bits, sum(sizes.values())) - fixed
-    scores = _scores(artifact, units, settings, context, steps_of)
+    scores: dict[str, dict[int, float]] = {key: {} for key in units}
+    for each in _judged(artifact, units, settings, context, steps_of):
+        if each.choice:
+            scores[each.layer][each.choice["bits"]] = each.score
     weights = {key: sum(sizes[n] for n in unit.names) for key, unit in units.items()}
     picks = cheapest(scores, weights, budget) if units else {}
     for key, bits in picks.items():
@@ -109,25 +112,19 @@ def cheapest(scores: Mapping[str, Mapping[int, float]], weights: Mapping[str, in
 
 
 def candidates(artifact: Artifact, settings: QuantSettings, context: Context, steps_of: StepsOf) -> list[Candidate]:
-    """Return every choice of bits of every linear (or block) that is to be quantized, and each as it is.
+    """Return every choice of bits of every linear (block, part) that is to be quantized, and each as it is.
+
+    There are the settings' choices, or where `bits` is given instead, it alone.  With integer inputs these are rounded
+    too, each sequence's with one step, as runtimes do it.
 
     Raises:
-        BadSettings: as `possible` does.
+        BadSettings: as `possible` does, or all bits are planned.
         BadModel: outputs are NaN or infinite.
     """
-    facts = _facts(artifact)
-    units = _units(artifact, possible(facts, settings, open_=True), settings.choose)
-    scores = _scores(artifact, units, settings, context, steps_of)
-    linears, made = tree.block_linears(artifact.model), list[Candidate]()
-    for key, unit in units.items():
-        floats = float(sum(linears[n].weight.nbytes for n in unit.names))
-        made.append(Candidate(layer=key, choice={}, score=0.0, costs={"bytes": floats}))
-        for bits in unit.bits:
-            bytes_ = sum(size(facts.shapes[n], unit.facts[n][bits]) for n in unit.names)
-            made.append(
-                Candidate(layer=key, choice={"bits": bits}, score=scores[key][bits], costs={"bytes": float(bytes_)})
-            )
-    return made
+    if settings.bits == "plan":
+        raise BadSettings("leaves nothing to choose, got 'plan'; give bits, or choices", key="bits")
+    units = _units(artifact, possible(facts_of(artifact), settings, open_=are_open(settings)), settings)
+    return _judged(artifact, units, settings, context, steps_of)
 
 
 def check(after: Artifact, names: Collection[str], mean: float) -> None:
@@ -144,7 +141,7 @@ def with_choice(estimate: Estimate, facts: Facts, settings: QuantSettings) -> Es
     if settings.average_bits is None:
         return estimate
     open_ = {n: f for n, f in planned(facts, settings).items() if f.others}
-    units = len(open_) if settings.choose == "layer" else facts.blocks
+    units = {"layer": len(open_), "block": facts.blocks, "part": 2 * facts.blocks}[settings.choose]
     tokens, width = settings.choose_windows * _LENGTH, min(i for _, i in facts.shapes.values())
     choices = len(set(settings.choices))
     head = math.prod(facts.head[1]) + _LOGIT / 2 * facts.vocabulary if facts.head else 0
@@ -155,46 +152,36 @@ def with_choice(estimate: Estimate, facts: Facts, settings: QuantSettings) -> Es
     )
 
 
-def _facts(artifact: Artifact) -> Facts:
-    return tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
-
-
-def _units(artifact: Artifact, found: Mapping[str, GridFact], choose: str) -> dict[str, Unit]:
-    """Return what gets one choice, by linear or by block; a linear whose bits are fixed is always by itself."""
-    together: dict[str, list[str]] = {}
-    for block in tree.blocks(artifact.model):
-        for name in (n for n in found if n.startswith(f"{block}.")):
-            key = block if choose == "block" and found[name].others else name
-            together.setdefault(key, []).append(name)
+def _units(artifact: Artifact, found: Mapping[str, GridFact], settings: QuantSettings) -> dict[str, Unit]:
+    """Return what gets one choice; a linear whose bits `layers` fixes is always by itself."""
     by_bits = {n: {p.bits: p for p in sorted(f.possible, key=lambda p: p.bits)} for n, f in found.items()}
+    usual = [n for n, bits in by_bits.items() if tuple(bits) == choices_of(settings, open_=are_open(settings))]
+    together = _candidates.units(artifact.model, usual, settings.choose)
+    together |= _candidates.units(artifact.model, found.keys() - set(usual), "layer")
     return {
         key: Unit(tuple(names), tuple(by_bits[names[0]]), {n: by_bits[n] for n in names})
         for key, names in together.items()
     }
 
 
-def _scores(
+def _judged(
     artifact: Artifact, units: Mapping[str, Unit], settings: QuantSettings, context: Context, steps_of: StepsOf
-) -> dict[str, dict[int, float]]:
-    """Return the score of each unit by bits."""
+) -> list[Candidate]:
+    """Return what each choice of each unit costs, and the unit as it is."""
+    shapes = tree.facts(artifact.model, artifact.task).shapes
 
-    def change(key: str, unit: Unit, bits: int) -> Change:
+    def option(key: str, unit: Unit, bits: int) -> _candidates.Option:
         def made(name: str, weight: Tensor) -> Tensor:
             fact = unit.facts[name][bits]
             return grid(weight, steps_of(weight, fact), fact).dequantized()
 
-        return Change(key=f"{key} in {bits} bits", names=unit.names, made=made)
+        reads = integers if settings.activation == "dynamic" else None
+        change = Change(key=f"{key} in {bits} bits", names=unit.names, made=made, reads=reads)
+        bytes_ = sum(size(shapes[n], unit.facts[n][bits]) for n in unit.names)
+        return _candidates.Option(choice={"bits": bits}, change=change, bytes=bytes_)
 
-    changes = {(key, bits): change(key, unit, bits) for key, unit in units.items() for bits in unit.bits}
-    digest = files.digest_of(settings.model_dump(mode="json"))
-    found = _sensitivity.distances(
-        artifact,
-        list(changes.values()),
-        settings.choose_windows,
-        context,
-        context.folder / f"sensitivity-{digest[:12]}.json",
-    )
-    return {key: {bits: found[changes[key, bits].key] for bits in unit.bits} for key, unit in units.items()}
+    options = {key: [option(key, unit, bits) for bits in unit.bits] for key, unit in units.items()}
+    return _candidates.judged(artifact, options, settings, settings.choose_windows, context)
 
 
 def _tell(

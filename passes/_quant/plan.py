@@ -7,12 +7,32 @@ import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from compress import tree
+from compress import grids, tree
+from compress.artifact import Artifact
 from compress.errors import BadSettings
 from compress.facts import Facts, GridFact
+from passes import _plans
 from passes._quant.settings import QuantSettings
 
 _GROUP_SIZE = 128
+_CHOICE = ("choices", "choose", "choose_windows")  # settings that only a choice has a use for
+
+
+def facts_of(artifact: Artifact) -> Facts:
+    """Return what of an artifact decides its grids: shapes, codes that it has, and what is planned of it."""
+    known = tree.facts(artifact.model, artifact.task)
+    return known.after(grids=grids.facts(artifact.grids), plan=artifact.plan)
+
+
+def are_open(settings: QuantSettings) -> bool:
+    """Tell whether a linear may get any of the settings' choices where candidates are asked for, or `bits` alone."""
+    given = settings.model_fields_set
+    return "choices" in given or "bits" not in given
+
+
+def choices_of(settings: QuantSettings, *, open_: bool) -> tuple[int, ...]:
+    """Return the bits that a linear may get which no pattern fixes, fewest first."""
+    return tuple(sorted(set(settings.choices))) if open_ or settings.bits == "plan" else (settings.bits,)
 
 
 def choices(names: Iterable[str], settings: QuantSettings, *, open_: bool) -> dict[str, tuple[int, ...]]:
@@ -27,8 +47,7 @@ def choices(names: Iterable[str], settings: QuantSettings, *, open_: bool) -> di
         BadSettings: a pattern matches nothing, or nothing is left.
     """
     every = tree.select(list(names), settings.include, settings.exclude)
-    usual = tuple(sorted(set(settings.choices))) if open_ else (settings.bits,)
-    bits: dict[str, tuple[int, ...] | None] = dict.fromkeys(every, usual)
+    bits: dict[str, tuple[int, ...] | None] = dict.fromkeys(every, choices_of(settings, open_=open_))
     for pattern, given in settings.layers.items():
         try:
             found = tree.select(every, (pattern,), ())
@@ -41,22 +60,17 @@ def choices(names: Iterable[str], settings: QuantSettings, *, open_: bool) -> di
     return kept
 
 
-def chosen(names: Iterable[str], settings: QuantSettings) -> dict[str, int]:
-    """Return the bits of every linear that is to be quantized, at most, by name in order.
-
-    Raises:
-        BadSettings: a pattern matches nothing, or nothing is left.
-    """
-    return {n: bits[-1] for n, bits in choices(names, settings, open_=settings.average_bits is not None).items()}
-
-
 def planned(facts: Facts, settings: QuantSettings) -> dict[str, GridFact]:
     """Return the grid of every linear that is to be quantized, with the `others` that it may get with `average_bits`.
 
+    With bits = "plan", none where the plan leaves all linears in floats.
+
     Raises:
-        BadSettings: a grid does not fit a linear or contradicts itself, a linear has codes already, or no choice of
-            bits keeps their mean low enough.
+        BadSettings: a grid does not fit a linear or contradicts itself, a linear has codes already, no choice of
+            bits keeps their mean low enough, or no plan is there to follow.
     """
+    if settings.bits == "plan":
+        return _from_plan(facts, settings)
     _check_mean(settings)
     found = possible(facts, settings, open_=settings.average_bits is not None)
     if settings.average_bits is not None:
@@ -84,6 +98,16 @@ def allowed(mean: float, weights: int) -> int:
     return math.floor(Fraction(str(mean)) * weights)
 
 
+def _from_plan(facts: Facts, settings: QuantSettings) -> dict[str, GridFact]:
+    """Return the grids that an earlier pass planned of the chosen linears."""
+    _plans.check(facts, settings, "bits", "average_bits", "group_size", "symmetric", "layers", *_CHOICE, "activation")
+    found = {n: p.grid for n, p in _plans.chosen(facts, settings).items() if p.grid}
+    for name, fact in found.items():
+        for each in fact.possible:
+            _check(name, each, facts, settings)
+    return found
+
+
 def _fact(bits: int, settings: QuantSettings) -> GridFact:
     size = settings.group_size
     if size is None:
@@ -102,7 +126,7 @@ def _check_mean(settings: QuantSettings) -> None:
     if settings.average_bits is not None and "bits" in given:
         what = f"comes from the choices where average_bits is given, got {settings.bits}"
         raise BadSettings(f"{what}; leave one of them out", key="bits")
-    for key in ("choices", "choose", "choose_windows"):
+    for key in _CHOICE:
         if settings.average_bits is None and key in given:
             raise BadSettings(f"only with average_bits, got {getattr(settings, key)}; leave it out", key=key)
 

@@ -65,6 +65,19 @@ def grid(weight: Tensor, steps: Steps, fact: GridFact) -> Grid:
     )
 
 
+def integers(x: Tensor) -> Tensor:
+    """Return what linears read where inputs are rounded to unsigned 8 bits, float [..., tokens, in].
+
+    All of a sequence have one step, `s = (max(x, 0) - min(x, 0)) / 255`, and one code that stands for 0, as ONNX's
+    DynamicQuantizeLinear defines them for what comes at once.
+    """
+    dims = tuple(range(max(x.dim() - 2, 0), x.dim()))
+    low, high = x.amin(dims, keepdim=True).clamp(max=0), x.amax(dims, keepdim=True).clamp(min=0)
+    step = ((high - low) / 255).clamp(min=torch.finfo(x.dtype).tiny)
+    zero = (-low / step).round()
+    return ((x / step).round().add_(zero).clamp_(0, 255) - zero) * step
+
+
 def _ranges(weight: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
     """Return the lowest and the highest weight of each group, float32 `[out, groups]`."""
     rows, inputs = weight.shape

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.contracts import PassSettings
+from passes._candidates import Choose
 
 Bits = Literal[2, 3, 4, 8]
 
@@ -15,7 +16,11 @@ Bits = Literal[2, 3, 4, 8]
 class QuantSettings(PassSettings):
     """Settings of a pass that turns weights into codes."""
 
-    bits: Bits = Field(4, description="of a code: 2, 3, 4 or 8")
+    bits: Literal[2, 3, 4, 8, "plan"] = Field(
+        4,
+        description="of a code: 2, 3, 4 or 8; 'plan': each linear gets the codes that an earlier pass chose for it, "
+        "or stays in floats where it chose none",
+    )
     group_size: int | None = Field(
         None, ge=-1, description="inputs that share a scale; -1 = a whole row; empty = 128, or a whole row at 8 bits"
     )
@@ -37,8 +42,10 @@ class QuantSettings(PassSettings):
     choices: tuple[Bits, ...] = Field(
         (2, 3, 4, 8), min_length=1, description="with average_bits: the bits that a linear may get"
     )
-    choose: Literal["layer", "block"] = Field(
-        "layer", description="with average_bits: whether each linear has bits of its own, or each block"
+    choose: Choose = Field(
+        "layer",
+        description="with average_bits: whether each linear has bits of its own, each block, or each part of a block "
+        "(its attention, its FFN)",
     )
     choose_windows: int = Field(
         8, ge=1, description="with average_bits: calibration windows by which quality is judged"

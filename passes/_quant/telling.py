@@ -57,7 +57,7 @@ def cost(facts: Facts, planned: Mapping[str, GridFact], *, searched: bool) -> Es
         planned: the grids to come.
         searched: whether steps are searched for.
     """
-    sizes = [math.prod(facts.shapes[n]) for n in planned]
+    sizes = [math.prod(facts.shapes[n]) for n in planned] or [0]
     model, codes = 4 * facts.parameters, 0 if facts.stored else sum(sizes)
     return Estimate(
         peak_mib=(4 * tree.held(facts) + codes + 24 * max(sizes)) / 2**20,

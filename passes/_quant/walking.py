@@ -36,6 +36,9 @@ class Walking(Quantizer):
     def walked(self, artifact: Artifact, settings: LayerwiseSettings, context: Context) -> Artifact:
         """Return the artifact quantized."""
         planned = self.resolved(artifact, context)
+        if not planned:
+            self.tell(artifact, context, planned)
+            return artifact
         journal = Journal(context.folder / "journal.json")
 
         def change_(layers: Sequence[Layer]) -> dict[str, Grid]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ class Change:
         key: its name, of its own among all changes.
         names: the linears.
         made: returns from the name of one and its weight `[out, in]` the other weight, which may have another dtype.
+        reads: returns what they read instead, from what they read, float [..., tokens, in]; None = what they read.
     """
 
     key: str
     names: Sequence[str]
     made: Callable[[str, Tensor], Tensor]
+    reads: Callable[[Tensor], Tensor] | None = None
 
     def inside(self, block: str) -> bool:
         """Tell whether it is about a block of this name."""
@@ -155,11 +158,14 @@ class _Walk:
         if isinstance(change, Swap):
             return self._passed(change.made(), index, self.hidden)
         new: dict[str, Tensor] = {}
-        for name in change.names:
-            inner = f"{name.removeprefix(f'{self.names[index]}.')}.weight"
-            old = block.get_parameter(inner).detach()
-            new[inner] = change.made(name, old).to(old)
-        return self._passed(block, index, self.hidden, new)
+        with ExitStack() as hooks:
+            for name in change.names:
+                inner = name.removeprefix(f"{self.names[index]}.")
+                old = block.get_parameter(f"{inner}.weight").detach()
+                new[f"{inner}.weight"] = change.made(name, old).to(old)
+                if change.reads:
+                    hooks.enter_context(block.get_submodule(inner).register_forward_pre_hook(_reading(change.reads)))
+            return self._passed(block, index, self.hidden, new)
 
     def _passed(
         self, block: nn.Module, index: int, hidden: Sequence[Tensor], new: Mapping[str, Tensor] | None = None
@@ -172,3 +178,8 @@ class _Walk:
             args, kwargs = c[index]
             found.append(first(torch.func.functional_call(block, dict(new), (h, *args), kwargs)))
         return found
+
+
+def _reading(reads: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """Return a hook by which a module reads something else."""
+    return lambda _, args: (reads(args[0]), *args[1:])

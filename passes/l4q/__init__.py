@@ -65,11 +65,12 @@ class L4Q(_quant.Quantizer):
             BadSettings: a grid does not fit, an offset goes with masks or with codes that stand for 0, the rank is too
                 high, a linear has a branch, or an embedding model is to be trained with a loss of its own.
         """
-        return facts.after(grids={**facts.grids, **_planned(facts, self.settings)}, trained=True)
+        found = _planned(facts, self.settings)
+        return facts.after(grids={**facts.grids, **found}, trained=facts.trained or bool(found))
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
         """Return the grid that each linear gets, or got."""
-        return _planned(tree.facts(artifact.model, artifact.task), self.settings)
+        return _planned(_quant.facts_of(artifact).after(grids={}), self.settings)
 
     def resolved(self, artifact: Artifact, context: Context) -> dict[str, GridFact]:
         """Return the grid that each linear is to get, bits chosen where they are open."""
@@ -96,6 +97,9 @@ class L4Q(_quant.Quantizer):
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Train, merge, and give the model back with plain linears and their codes."""
         found = self.resolved(artifact, context)
+        if not found:
+            self.tell(artifact, context, found)
+            return artifact
         facts = tree.facts(artifact.model, artifact.task)
         trained = _trainable(facts, found, self.settings.rank)
         low = f"rank {self.settings.rank} and scale {self.settings.scale:g} on {len(found)} linears, and their steps"
@@ -115,6 +119,9 @@ def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
     if settings.warm_steps and facts.dropped:
         what = f"{facts.dropped} blocks of the dense parent are gone, so that the others have no counterpart"
         raise BadSettings(f"{what}; leave it out", key="warm_steps")
+    if settings.offset and settings.bits == "plan":
+        what = "comes from the plan where bits = 'plan', got true"
+        raise BadSettings(f"{what}; leave one of them out", key="offset")
     if settings.offset and not settings.symmetric:
         what = "a group has a real offset or a code that stands for 0, not both"
         raise BadSettings(f"{what}, got symmetric = false; leave one of them out", key="offset")
@@ -131,8 +138,11 @@ def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
 
 
 def _with_offset(found: Mapping[str, GridFact], settings: L4QSettings) -> dict[str, GridFact]:
+    if not settings.offset:
+        return dict(found)
+
     def offset(fact: GridFact) -> GridFact:
-        return dataclasses.replace(fact, offset=settings.offset, others=tuple(map(offset, fact.others)))
+        return dataclasses.replace(fact, offset=True, others=tuple(map(offset, fact.others)))
 
     return {n: offset(f) for n, f in found.items()}
 

@@ -36,10 +36,11 @@ from compress.context import Context
 from compress.errors import BadSettings
 from compress.facts import Facts
 from compress.families import families
-from passes import _densities
+from passes import _densities, _rules
 from passes._layerwise import Inputs
 from passes._masks import Pattern, Scope
 from passes._oneshot import Attempt, Oneshot, OneshotSettings, Task
+from passes._plans import PLAN
 from passes.ria import search
 from passes.ria.permute import Permuted, Site, permute_, recovered, sites
 
@@ -93,9 +94,9 @@ class RIA(Oneshot):
         if "permute_rounds" in given.model_fields_set and not given.permute:
             raise BadSettings(f"only with 'permute', got {given.permute_rounds}; leave it out", key="permute_rounds")
         if given.permute:
-            table = families()[facts.family]
-            readers = [n for n in self._chosen(facts.shapes) if n.endswith((f".{table.down}", f".{table.qkvo[-1]}"))]
-            if not self.rule.pattern.group or not readers:
+            table, rules = families()[facts.family], _rules.of(facts, given, lambda: self.rule)
+            readers = [n for n in rules if n.endswith((f".{table.down}", f".{table.qkvo[-1]}"))]
+            if given.pattern != PLAN and not (readers and self.rule.pattern.group):
                 what = "no N:M pattern" if readers else f"neither {table.down} nor {table.qkvo[-1]} among the linears"
                 raise BadSettings(f"there is {what} to permute for; leave it out", key="permute")
             for name in readers:
@@ -108,6 +109,10 @@ class RIA(Oneshot):
         """Yield plain zeroing of the lowest scores and, where asked for, what swaps make of it."""
         for task in tasks:
             yield self.refined(task.weight, task.mask(score(task.weight, inputs.square, self.settings.power)), task)
+
+    def saliency(self, weight: Tensor, square: Tensor) -> Tensor:
+        """Return the relative importance times the strength of the inputs."""
+        return score(weight, square, self.settings.power)
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Permute where asked for, then prune block by block."""
@@ -144,7 +149,7 @@ class RIA(Oneshot):
 
     def _orders(self, artifact: Artifact, site: Site, square: Tensor, context: Context) -> Tensor:
         """Return the best orders found for one site, int64 `[units, width]`."""
-        pattern, given = self.rule.pattern, self.settings
+        pattern, given = self.rules(artifact)[site.reader].pattern, self.settings
         weight = artifact.tensor(f"{site.reader}.weight").to(context.device)
         scores = score(weight, square.to(context.device), given.power)
         parts = scores.view(len(weight), site.units, site.copies, site.width).permute(1, 0, 2, 3)
@@ -162,5 +167,5 @@ class RIA(Oneshot):
 
     def _sites(self, artifact: Artifact) -> Iterator[Site]:
         """Yield the sites of the chosen linears whose units hold whole groups."""
-        chosen = self._chosen(tree.block_linears(artifact.model))
-        yield from (s for s in sites(artifact, chosen) if s.width % self.rule.pattern.group == 0)
+        rules = self.rules(artifact)
+        yield from (s for s in sites(artifact, list(rules)) if s.width % rules[s.reader].pattern.group == 0)

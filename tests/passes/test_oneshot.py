@@ -280,6 +280,9 @@ class Told(Oneshot):
                 type("Worse", (), {"what": "nonsense", "weight": -task.weight * mask, "mask": mask})(),
             ]
 
+    def saliency(self, weight: Tensor, square: Tensor) -> Tensor:
+        return weight
+
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         return self.prune(artifact, context)
 

@@ -398,7 +398,7 @@ def test_candidates_are_what_a_choice_is_made_of(choose: str, tiny: Callable[...
 
 
 def test_other_passes_have_no_candidates(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
-    found = registry.load("passes", "magnitude", Pass)
+    found = registry.load("passes", "smoothquant", Pass)
     assert list(found(found.Settings()).candidates(tiny("llama"), context_of(tmp_path))) == []
 
 
