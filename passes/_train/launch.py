@@ -27,7 +27,7 @@ from compress.errors import CompressError, Unavailable
 from passes._train.team import TeamSettings
 
 JOB, TRAINED, LOG = "job.json", "trained.safetensors", "workers.log"
-MARK = "\x1e"  # begins every line that is for us; libraries print on the same output
+MARK = "compress: "  # begins every line that is for us; libraries print on the same output
 
 
 def launch_(use: str, settings: TeamSettings, artifact: Artifact, context: Context) -> None:
@@ -49,27 +49,36 @@ def launch_(use: str, settings: TeamSettings, artifact: Artifact, context: Conte
     if device == "cuda" and count > torch.cuda.device_count():
         raise Unavailable(f"processes = {count}, and {torch.cuda.device_count()} GPUs are here, one for each; fewer do")
     _write(use, settings, artifact, context)
-    with (context.folder / LOG).open("w", encoding="utf-8") as log, subprocess.Popen(
-        _command(count, context.folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        env=_environment(count), start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            fault = _hear(process.stdout, context.report)
-        except BaseException:
-            process.stdin.close()
-            os.killpg(process.pid, signal.SIGTERM)
-            raise
-    if fault or process.returncode:
+    fault, status = _start(count, context)
+    if fault or status:
         raise fault or CompressError(f"{use}: a process that trains died: {_last_line(context.folder / LOG)}")
     trained = load_file(context.folder / TRAINED, device=str(context.device))
     with torch.no_grad():
         for name, parameter in artifact.model.named_parameters():
-            if name in trained:
-                parameter.copy_(trained[name])
+            parameter.copy_(trained[name])
     for name in ("given", "parent"):
         shutil.rmtree(context.folder / name)
+
+
+def _start(count: int, context: Context) -> tuple[CompressError | None, int]:
+    """Run the processes to their end, passing on what they tell; return the first fault and the launcher's status."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+    how = [f"--num_processes={count}", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command = [*launch, *how, "-m", "passes._train.worker", str(context.folder.absolute())]
+    piped: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        (context.folder / LOG).open("w", encoding="utf-8") as log,
+        subprocess.Popen(command, stderr=log, env=_environment(count), start_new_session=True, **piped) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            fault = hear(process.stdout, context.report)
+        except BaseException:
+            process.stdin.close()
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    return fault, process.returncode
 
 
 def _write(use: str, settings: TeamSettings, artifact: Artifact, context: Context) -> None:
@@ -94,12 +103,6 @@ def _write(use: str, settings: TeamSettings, artifact: Artifact, context: Contex
     files.write_json(context.folder / JOB, job)
 
 
-def _command(count: int, folder: Path) -> list[str]:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
-    how = [f"--num_processes={count}", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    return [*launch, *how, "-m", "passes._train.worker", str(folder.absolute())]
-
-
 def _environment(count: int) -> dict[str, str]:
     """Return our environment, in which the processes find this very code."""
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -107,7 +110,7 @@ def _environment(count: int) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": threads}
 
 
-def _hear(lines: Iterable[str], report: Report) -> CompressError | None:
+def hear(lines: Iterable[str], report: Report) -> CompressError | None:
     """Pass on what the processes tell, and return the first fault among it."""
     fault: CompressError | None = None
     with ExitStack() as bars:
@@ -115,7 +118,7 @@ def _hear(lines: Iterable[str], report: Report) -> CompressError | None:
         for line in lines:
             if not line.startswith(MARK):
                 continue
-            kind, *given = json.loads(line[1:])
+            kind, *given = json.loads(line.removeprefix(MARK))
             if kind == "fault":
                 fault = fault or getattr(errors, given[0])(given[1])
             elif kind == "bar":

@@ -63,7 +63,7 @@ class Team:
     def device(self) -> torch.device:
         """The device that this process of a joined team works on."""
         found: torch.device = self._state.device
-        return found
+        return found if found.type == "cuda" else torch.device(found.type)
 
     def batch(self, number: int) -> int:
         """Return which batch of all is this process's own of that number."""
