@@ -136,6 +136,8 @@ def _judge_exports(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
         if missing := exporter.available():
             faults.add((*path, "use"), missing, entry.use)
             continue
+        if exporter.runtimes and not entry.targets:
+            continue  # its targets are only estimated
         served: list[tuple[int, Target | None]] = [targets[n] for n in entry.targets]
         for index, target in served or [(0, None)]:
             try:
@@ -148,7 +150,8 @@ def _judge_exports(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
 
 def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
     for index, target in enumerate(pipeline.targets):
-        if target.device != "cpu" and not _gpus() and not shutil.which("nvidia-smi"):
+        here = target.device == "cpu" or target.name in pipeline.estimated
+        if not here and not _gpus() and not shutil.which("nvidia-smi"):
             what = f"the engine could not be verified here, where no GPU is{got(target.device)}"
             faults.add(("target", index, "device"), f"{what}; run on a machine with one, or use device = 'cpu'")
         tokens = target.prompt + target.generate

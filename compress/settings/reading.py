@@ -17,6 +17,7 @@ from compress.settings import entries
 from compress.settings.faults import Faults
 from compress.settings.judging import judge, judge_rest
 from compress.settings.places import Places
+from compress.settings.sweeping import judge_sweep, without_estimated
 from compress.settings.tables import (
     LISTS,
     ROLES,
@@ -25,6 +26,7 @@ from compress.settings.tables import (
     ModelSettings,
     Pipeline,
     RunSettings,
+    SweepSettings,
 )
 
 BUILT_IN = ("demo", *corpora.NAMES)
@@ -106,12 +108,16 @@ def _pipeline(path: Path, document: Mapping[str, Any], places: Places, faults: F
         exports = entries.served(exports, targets, faults)
     if faults.about("target", "export", "pass"):
         exports = ()  # what the faulty ones would change is not known
+    sweep = faults.validated(SweepSettings, _table(document, "sweep"), ("sweep",)) if "sweep" in document else None
     if model is None:
         return None
-    return Pipeline(
+    read = Pipeline(
         path=path, run=run or RunSettings(), compute=compute or ComputeSettings(), model=model, data=data,
-        targets=targets, passes=passes, exports=exports, places=places,
+        targets=targets, passes=passes, exports=exports, places=places, sweep=sweep,
     )  # fmt: skip
+    if sweep and not faults.about("target", "pass"):
+        judge_sweep(read, faults)
+    return without_estimated(read)
 
 
 def _text(path: Path) -> str:

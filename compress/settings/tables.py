@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from compress import budgets
 from compress.contracts import Exporter, Pass, Settings, Target
 from compress.data.settings import DataSettings, Role
+from compress.errors import BadSettings
 from compress.facts import Task
 from compress.settings.places import Places
 
@@ -59,6 +61,48 @@ class ModelSettings(Settings):
         if labels is not None and info.data.get("task") != "classification":
             raise ValueError("only task = 'classification' has labels; leave it out")
         return labels
+
+
+class SweepSettings(Settings):
+    """`[sweep]`: an engine for each budget and target, all chosen out of the same blocks, by `compress sweep`."""
+
+    budgets: tuple[Mapping[str, str | float], ...] = Field(
+        min_length=1,
+        description="limits as in the `budget` of the [[pass]] that chooses, one after the other in its place; such as "
+        "[{ decode = '0.8x' }, { decode = '0.6x' }]",
+    )
+    targets: tuple[str, ...] | None = Field(None, description="names of targets; all unless given")
+    heal: tuple[str, ...] | None = Field(
+        None, description="names of the passes after the one that chooses that are to run; all unless given"
+    )
+    baselines: tuple[Literal["dense", "uniform", "greedy", "random"], ...] = Field(
+        ("dense", "uniform", "greedy", "random"),
+        description="what to show beside: the dense engine, and each budget met by the best choice that is the same in "
+        "all layers, by a greedy choice and by chance",
+    )
+    profiles: Mapping[str, str] = Field(
+        {},
+        description="latency profiles by target, in place of the pass's own; of a target with a datasheet, times are "
+        "estimated and no engine is made",
+    )
+
+    @field_validator("budgets")
+    @classmethod
+    def _read_all(cls, given: tuple[Mapping[str, str | float], ...]) -> tuple[Mapping[str, str | float], ...]:
+        faults: list[str] = []
+        seen: dict[str, int] = {}
+        for index, budget in enumerate(given, start=1):
+            try:
+                name = budgets.slug(budgets.parse(budget))
+            except BadSettings as error:
+                faults += [f"item {index}: {line}" for line in str(error).splitlines()]
+                continue
+            if name in seen:
+                faults.append(f"item {index}: is item {seen[name]} again, got {name}")
+            seen[name] = index
+        if faults:
+            raise ValueError("; ".join(faults))
+        return given
 
 
 class PassTable(Settings):
@@ -111,6 +155,7 @@ class Pipeline:
         targets: what the engines are for; empty only when no exporter writes engines.
         passes: in the order in which they run.
         exports: what leaves at the end.
+        sweep: what `compress sweep` varies.
         places: the line of every table and key.
     """
 
@@ -123,7 +168,19 @@ class Pipeline:
     passes: tuple[Entry, ...]
     exports: tuple[Entry, ...]
     places: Places = field(repr=False, compare=False)
+    sweep: SweepSettings | None = None
+
+    @property
+    def estimated(self) -> frozenset[str]:
+        """Names of targets that only a datasheet tells of: no engine is made for them."""
+        return (
+            frozenset(n for n, source in self.sweep.profiles.items() if not Path(source).is_file())
+            if (self.sweep)
+            else frozenset()
+        )
 
 
-TABLES: dict[str, Any] = {"run": RunSettings, "compute": ComputeSettings, "model": ModelSettings}
+TABLES: dict[str, Any] = {
+    "run": RunSettings, "compute": ComputeSettings, "model": ModelSettings, "sweep": SweepSettings,
+}  # fmt: skip
 LISTS = ("target", "pass", "export")
