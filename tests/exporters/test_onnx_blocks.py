@@ -131,8 +131,7 @@ def test_half_precision_writes_and_is_measured(tiny: Tiny, tmp_path: Path) -> No
 
 def test_a_model_without_any_attention(tiny: Tiny, tmp_path: Path) -> None:
     artifact = tiny("llama")
-    none = {"heads": 0, "kv_heads": 0}
-    first = replace(blocks.of(artifact.model)[0], **none, linear_attention=True, ffn=0)
+    first = replace(blocks.of(artifact.model)[0], heads=0, kv_heads=0, linear_attention=True, ffn=0)
     blocks.shape_(artifact.model, [first, replace(first, linear_attention=False, linear_ffn=True)])
     lively(artifact.model)
     assert build(artifact, tmp_path)["past"] == []
