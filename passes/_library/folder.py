@@ -19,6 +19,7 @@ from torch import Tensor
 from compress import files, tensors
 from compress.artifact import Artifact
 from compress.errors import BadModel
+from compress.facts import BlockConfig
 from compress.tensors import Layout
 from passes._library.space import Variant
 
@@ -102,16 +103,24 @@ class Library:
         tensors.write(weights, layouts, lambda name: state[name])
         files.write_json(card, {"variant": dataclasses.asdict(variant), "record": dict(record)})
 
+    def variants(self) -> list[Variant]:
+        """Return the variants that are there, whatever they were trained beside, by key."""
+        cards = sorted(p for p in self.folder.glob("*.json") if p.name != CARD)
+        found = (files.read_json(path)["variant"] for path in cards)
+        return list(dict.fromkeys(Variant(**{**v, "config": BlockConfig(**v["config"])}) for v in found))
+
     def has(self, variant: Variant, *, beside: Variant | None = None) -> bool:
-        """Tell whether this very variant, of the same shape, is there."""
+        """Tell whether this variant is there, of the same shape, however it began."""
         return self.record(variant, beside=beside) is not None
 
     def record(self, variant: Variant, *, beside: Variant | None = None) -> dict[str, Any] | None:
         """Return what was told of a variant's making; None where it is not there."""
         card = self._paths(variant, beside)[1]
         found = files.read_json(card) if card.exists() else None
-        same = found is not None and found["variant"] == dataclasses.asdict(variant)
-        return found["record"] if found is not None and same else None
+        if found is None or found["variant"]["config"] != dataclasses.asdict(variant.config):
+            return None
+        record: dict[str, Any] = found["record"]
+        return record
 
     def state(self, variant: Variant, *, beside: Variant | None = None) -> dict[str, Tensor] | None:
         """Return the state of a variant; None where it is not there."""

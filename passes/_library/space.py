@@ -194,8 +194,8 @@ class _Space:
             block, reader = self.facts.layout[index], self.table.qkvo[-1]
             group, width = self._pattern(index, reader).group, block.heads // max(block.kv_heads, 1) * block.head_dim
             if group and width % group:
-                what = f"{self._names[index, reader]} has a mask in groups of {group}, which the {width} columns of a key head cut"
-                raise BadSettings(f"{what}, got {name!r}; leave it out", key="attention")
+                what = f"{self._names[index, reader]} has a mask in groups of {group}, and a key head {width} columns"
+                raise BadSettings(f"{what}, which cut them, got {name!r}; leave it out", key="attention")
 
     def _pattern(self, index: int, inner: str) -> Pattern:
         mask = self.facts.masks.get(self._names.get((index, inner), ""))

@@ -144,7 +144,7 @@ def test_a_linear_stands_in(tiny: Tiny, kind: str) -> None:
     assert here.shapes[f"{one}.{table.qkvo[-1]}"] == here.shapes[f"{two}.{table.down}"] == (32, 32)
     assert there.biases.keys() - here.biases.keys() == {f"{n}.bias" for n in gone} & there.biases.keys()
     assert there.norms.keys() - here.norms.keys() == {n for n in there.norms if n.startswith(f"{one}.self_attn.")}
-    new = (here.shapes | here.biases | here.norms).keys() - (there.shapes | there.biases | there.norms).keys()
+    new = {*here.shapes, *here.biases, *here.norms} - {*there.shapes, *there.biases, *there.norms}
     # Qwen2's values have biases, and the linear behind them has none to take over what they add.
     assert new == ({f"{one}.{table.qkvo[-1]}.bias"} if kind == "qwen2" else set())
 
