@@ -5,7 +5,7 @@ at at a time, and every linear is judged on what the already changed blocks befo
 held out: they travel alike, and what the linears read on them is for checking alone.
 """
 
-from passes._layerwise.capture import Call, Chunk, calls, ended, windows
+from passes._layerwise.capture import Call, Chunk, calls, ended, lead, windows
 from passes._layerwise.cost import cost
 from passes._layerwise.inputs import Inputs, Layer, error
 from passes._layerwise.journal import Journal
@@ -29,6 +29,7 @@ __all__ = [
     "ended",
     "error",
     "first",
+    "lead",
     "pass_",
     "run",
     "walk_",

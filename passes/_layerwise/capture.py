@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
+from compress.data.examples import Examples
 from compress.errors import BadData
 from passes._layerwise.stream import Stream
 from passes._train import draw, inputs_of
@@ -21,6 +22,7 @@ from passes._train import draw, inputs_of
 _HELD_OUT = 8  # one calibration window in so many
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Rows = tuple[Examples, Sequence[int]]  # some rows of examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +61,37 @@ def windows(artifact: Artifact, batch: int, context: Context, what: str, *stream
         raise BadData(f"calibration: {what} needs 2 windows or more, one to judge by, got {count}")
     order = draw(0, count, count, context.seed)
     split = count - max(count // _HELD_OUT, 1)
+    return lead(artifact, [(examples, order[:split])], [(examples, order[split:])], batch, context.device, *streams)
+
+
+def lead(
+    artifact: Artifact,
+    taken: Sequence[Rows],
+    held_out: Sequence[Rows],
+    batch: int,
+    device: torch.device,
+    *streams: Stream,
+) -> list[Chunk]:
+    """Return rows as chunks, those that are held out last, and put what the first block reads into the streams.
+
+    Args:
+        artifact: as for `windows`.
+        taken: rows of examples.
+        held_out: rows for checking alone.
+        batch: rows at once.
+        device: where what lies outside the blocks stands.
+        streams: of hidden states; what is further in them stays where it is.
+    """
     pool: list[Tensor] = []
     chunks: list[Chunk] = []
-    for part, held_out in ((order[:split], False), (order[split:], True)):
-        for at in range(0, len(part), batch):
-            inputs = inputs_of(artifact.model, examples.batch(part[at : at + batch]), context.device)
+    for (examples, rows), checks in [*((t, False) for t in taken), *((h, True) for h in held_out)]:
+        for at in range(0, len(rows), batch):
+            inputs = inputs_of(artifact.model, examples.batch(rows[at : at + batch]), device)
             found, hidden = calls(artifact.model, inputs)
             for stream in streams:
                 stream.enter(len(chunks), hidden)
             real = inputs["attention_mask"].bool()
-            chunks.append(Chunk(calls=_shared(found, pool, {}), real=real, held_out=held_out))
+            chunks.append(Chunk(calls=_shared(found, pool, {}), real=real, held_out=checks))
     return chunks
 
 

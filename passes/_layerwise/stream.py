@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress import tensors
+from compress import files, tensors
 from compress.tensors import Layout
 
 MEMORY = 2**30  # bytes of one stream that are held in memory; what is more is read from disk, chunk by chunk
@@ -64,6 +64,10 @@ class Stream:
         if old:
             old.unlink()
         self._hold(chunk, hidden)
+
+    def keep(self, chunk: int, path: Path) -> None:
+        """Let a chunk's file stand at a second place too, where it stays when the chunk passes on."""
+        files.link(str(self._path(chunk)), str(path))
 
     def _hold(self, chunk: int, hidden: Tensor) -> None:
         if sum(h.nbytes for h in self._memory.values()) + hidden.nbytes <= MEMORY:

@@ -1,0 +1,124 @@
+"""Workers of this machine: processes that are told folders on their standard input, one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from passes._distillation.job import Answer
+
+Submit = Callable[[Path], "Future[Answer]"]
+
+COMMAND = (sys.executable, "-m", "passes._distillation.worker")
+_ROOT = Path(__file__).parents[2]
+
+
+class Died(Exception):
+    """A worker ended in the middle of a job."""
+
+
+@contextmanager
+def hands(workers: int, device: torch.device, folder: Path, threads: int) -> Iterator[tuple[Submit, int]]:
+    """Yield what takes jobs, and how many at once keep all workers busy while one more is being prepared.
+
+    Args:
+        workers: how many processes.
+        device: of the jobs; processes share the GPUs evenly unless it names one.
+        folder: for their logs.
+        threads: of each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    team = [_Worker(folder / f"worker-{k}.log", _environment(k, device, threads)) for k in range(workers)]
+    idle = queue.SimpleQueue[_Worker]()
+    for worker in team:
+        idle.put(worker)
+
+    def ask(job: Path) -> Answer:
+        worker = idle.get()
+        try:
+            return worker.ask(job)
+        finally:
+            idle.put(worker)
+
+    threads_ = ThreadPoolExecutor(workers)
+    try:
+        yield (lambda job: threads_.submit(ask, job)), workers + 1
+    finally:
+        threads_.shutdown(wait=False, cancel_futures=True)
+        for worker in team:
+            worker.end()
+
+
+class _Worker:
+    """One process, started when it is first asked, and anew when it died."""
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        self._log, self._environment = log, environment
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, job: Path) -> Answer:
+        """Let the process do a job and return its answer.
+
+        Raises:
+            Died: it ended before it answered.
+        """
+        process = self._process = self._process or self._start()
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(f"{json.dumps(str(job))}\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            told: Answer = json.loads(line)
+            return told
+        self._process = None
+        with process:
+            raise Died(self._why(process.wait()))
+
+    def end(self) -> None:
+        """End the process, in the middle of a job, too."""
+        if self._process:
+            with self._process as process:
+                process.kill()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._log.open("w") as log:
+            return subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environment,
+                start_new_session=True,  # an interrupt from the keyboard is ours to pass on
+            )
+
+    def _why(self, status: int) -> str:
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        last = self._log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        return f"exit status {status}, {last or 'no word'}"
+
+
+def _environment(number: int, device: torch.device, threads: int) -> dict[str, str]:
+    """Return what a worker is started with: our own code first, its threads, and its GPU where none is named."""
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    made = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    if device.type == "cuda" and device.index is None:
+        every = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        cards = every.split(",")
+        made["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
+    return made
