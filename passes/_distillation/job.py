@@ -182,7 +182,7 @@ class _Training:
     @torch.no_grad()
     def held_out(self, dtype: torch.dtype | None = None) -> float:
         """Return the error on the windows that are held out; in the weights' own precision unless in another."""
-        dtype = dtype or next(self.block.parameters()).dtype
+        dtype = dtype or next((p.dtype for p in self.block.parameters()), torch.float32)  # none in a block of no parts
         with autocast(self.job.settings, self.device):
             sums = [self.error(number, dtype) for number in self.chunks.held_out]
         return float(sum(apart for apart, _ in sums)) / float(sum(whole for _, whole in sums))
