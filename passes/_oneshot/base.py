@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from compress import tree
+from compress import files, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Candidate, DataUse, Estimate, Pass
@@ -146,7 +147,10 @@ class Oneshot(Pass):
         Neither swaps, densities nor updates are looked at: what matters is which linears bear zeros, and it is cheap.
         """
         rules = self.rules(artifact)
-        squares = _densities.squares(artifact, list(rules), self.settings, context)
+        walked = files.digest_of([list(rules), self.settings.batch])  # one folder may serve candidates of all kinds
+        own = replace(context, folder=context.folder / f"candidates-{walked[:12]}")
+        own.folder.mkdir(exist_ok=True)
+        squares = _densities.squares(artifact, list(rules), self.settings, own)
 
         def score(name: str, weight: Tensor) -> Tensor:
             return self.saliency(weight, squares[name].to(weight.device))

@@ -4,7 +4,7 @@ from passes._quant.base import Quantizer, finite, put_
 from passes._quant.checking import check
 from passes._quant.mixed import with_choice
 from passes._quant.plan import facts_of, planned
-from passes._quant.rounding import Steps, codes, grid, span
+from passes._quant.rounding import Steps, codes, grid, integers, span
 from passes._quant.settings import QuantSettings
 from passes._quant.steps import search
 from passes._quant.telling import cost, kept, size, told
@@ -21,6 +21,7 @@ __all__ = [
     "facts_of",
     "finite",
     "grid",
+    "integers",
     "kept",
     "planned",
     "put_",

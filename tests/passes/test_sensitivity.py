@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from torch import Tensor
 
 import compress
@@ -24,8 +27,9 @@ from compress.data import Examples, Source
 from compress.data.settings import DataSettings
 from compress.errors import BadModel, BadSettings, BrokenPromise, UserFault
 from compress.evaluate.scorers import ModelScorer
-from compress.facts import GridFact, Task
-from passes import _quant
+from compress.facts import GridFact, Planned, Task
+from passes import _densities, _masks, _quant
+from passes._layerwise import LayerwiseSettings
 from passes._quant import mixed
 from passes._sensitivity import Change, Judge, distances
 from tests.conftest import CAUSAL, ENCODERS, VOCABULARY, branched, lively, uneven
@@ -60,6 +64,11 @@ def context_of(folder: Path, **changes: Any) -> Context:
 def rtn(**given: Any) -> Any:
     found = registry.load("passes", "rtn", Pass)
     return found(found.Settings(**{"group_size": 8, **given}))
+
+
+def pruner(use: str, **given: Any) -> Any:
+    found = registry.load("passes", use, Pass)
+    return found(found.Settings(**given))
 
 
 def halved(name: str, *names: str) -> Change:
@@ -400,6 +409,171 @@ def test_candidates_are_what_a_choice_is_made_of(choose: str, tiny: Callable[...
 def test_other_passes_have_no_candidates(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
     found = registry.load("passes", "smoothquant", Pass)
     assert list(found(found.Settings()).candidates(tiny("llama"), context_of(tmp_path))) == []
+
+
+# Parts of blocks, zeros, and inputs of integers.
+
+
+def oracle(artifact: Artifact, changes: dict[str, Tensor], rows: Examples, reads: Any = None) -> float:
+    """Return the distance of a full forward with other weights, which are put back, and other inputs."""
+    given, linears = outputs(artifact, rows), tree.block_linears(artifact.model)
+    old = {n: linears[n].weight.data for n in changes}
+    hooks = [linears[n].register_forward_pre_hook(lambda _, args: reads(args[0])) for n in changes if reads]
+    for name, weight in changes.items():
+        linears[name].weight.data = weight
+    found = distance(artifact.task, given, outputs(artifact, rows))
+    for name, weight in old.items():
+        linears[name].weight.data = weight
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def rounded(artifact: Artifact, names: Iterable[str], fact: GridFact) -> dict[str, Tensor]:
+    weights = {n: tree.block_linears(artifact.model)[n].weight.data for n in names}
+    return {n: _quant.grid(w, _quant.span(w, fact), fact).dequantized() for n, w in weights.items()}
+
+
+def part_of(artifact: Artifact, block: str, part: str) -> set[str]:
+    """Return the linears of a part, by where the names of their modules stand."""
+    inside = {n for n in tree.block_linears(artifact.model) if n.startswith(f"{block}.")}
+    attention = {n for n in inside if ".attention." in n or "attn" in n}
+    return attention if part == "attention" else inside - attention
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bert"])
+def test_a_part_gets_one_choice(kind: str, tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = tiny(kind)
+    found = rtn(bits=4, choose="part").candidates(artifact, context_of(tmp_path))
+    keys = [f"{block}:{part}" for block in tree.blocks(artifact.model) for part in ("attention", "ffn")]
+    assert [(c.layer, dict(c.choice)) for c in found] == [(k, c) for k in keys for c in ({}, {"bits": 4})]
+    shapes, fact = tree.facts(artifact.model, artifact.task).shapes, GridFact(bits=4, group_size=8)
+    for was, now in zip(found[::2], found[1::2], strict=True):
+        names = part_of(artifact, *was.layer.split(":"))
+        expected = oracle(artifact, rounded(artifact, names, fact), Rows().examples(None))
+        assert (was.score, now.score) == (0, pytest.approx(expected, rel=1e-3))
+        assert was.costs["bytes"] == sum(4 * math.prod(shapes[n]) for n in names)
+        assert now.costs["bytes"] == sum(_quant.size(shapes[n], fact) for n in names)
+
+
+def test_bits_that_layers_fix_are_a_choice_of_their_own(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    plugin = rtn(bits=4, choose="part", layers={"layers.0.mlp.down_proj": 8, "layers.1.mlp": "float"})
+    found = {c.layer: c for c in plugin.candidates(tiny("llama"), context_of(tmp_path)) if c.choice}
+    parts = ["model.layers.0:attention", "model.layers.0:ffn", "model.layers.1:attention"]
+    assert sorted(found) == sorted([*parts, "model.layers.0.mlp.down_proj"])
+    assert found["model.layers.0.mlp.down_proj"].choice == {"bits": 8}
+    both = rtn(average_bits=3, choose="part", choices=(2, 4))
+    after = both.run(tiny("llama"), context_of(tmp_path))
+    for key in ("attn", "mlp"):
+        for block in tree.blocks(after.model):
+            assert len({g.bits for n, g in after.grids.items() if n.startswith(f"{block}.") and key in n}) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_integer_inputs_are_judged_too(kind: str, tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact, rows, fact = tiny(kind), Rows((8,) * 6), GridFact(bits=8, group_size=None, activation="dynamic")
+    lively(artifact.model)
+    plugin = rtn(bits=8, group_size=-1, activation="dynamic", choose="part")
+    for each in plugin.candidates(artifact, context_of(tmp_path, data={"calibration": rows})):
+        if each.choice:
+            weights = rounded(artifact, part_of(artifact, *each.layer.split(":")), fact)
+            expected = oracle(artifact, weights, rows.examples(None), _quant.integers)
+            assert each.score == pytest.approx(expected, rel=1e-2)
+            assert each.score != pytest.approx(oracle(artifact, weights, rows.examples(None)), rel=0.05)
+
+
+def test_inputs_are_rounded_as_onnx_defines_it() -> None:
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["codes", "step", "zero"])
+    kinds = {"codes": TensorProto.UINT8, "step": TensorProto.FLOAT, "zero": TensorProto.UINT8}
+    told = [helper.make_tensor_value_info(n, kind, None) for n, kind in {"x": TensorProto.FLOAT, **kinds}.items()]
+    graph = helper.make_graph([node], "g", told[:1], told[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.01, 40]).view(3, 1, 1)
+    x[1] = x[1].abs() + 3
+    for each, found in zip(x, _quant.integers(x), strict=True):
+        codes, step, zero = session.run(None, {"x": each.numpy()})
+        torch.testing.assert_close(found, torch.from_numpy((codes.astype("float32") - zero) * step))
+    assert _quant.integers(torch.zeros(2, 3)).equal(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("use", "kind"), [*(("magnitude", k) for k in ("llama", "gpt2", "bert")), ("wanda", "llama")])
+def test_zeros_of_a_part(use: str, kind: str, tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact, context = tiny(kind), context_of(tmp_path)
+    found = list(pruner(use, pattern="2:4", choose="part").candidates(artifact, context))
+    assert [dict(c.choice) for c in found] == [{}, {"pattern": "2:4"}] * 4
+    linears = tree.block_linears(artifact.model)
+    squares = {n: torch.ones(m.in_features) for n, m in linears.items()}
+    if use == "wanda":
+        squares = _densities.squares(artifact, list(linears), LayerwiseSettings(), context)
+    for was, now in zip(found[::2], found[1::2], strict=True):
+        assert was.layer == now.layer
+        weights = {n: linears[n].weight.data for n in part_of(artifact, *now.layer.split(":"))}
+        masks = {n: _masks.keep_n_of_m(w.abs() * squares[n].sqrt(), 2, 4) for n, w in weights.items()}
+        expected = oracle(artifact, {n: w * masks[n] for n, w in weights.items()}, Rows().examples(None))
+        assert (was.score, now.score) == (0, pytest.approx(expected, rel=1e-3))
+        assert now.costs["bytes"] == was.costs["bytes"] / 2 + was.costs["bytes"] / 32
+
+
+@pytest.mark.parametrize("use", ["magnitude", "wanda", "ria", "sparsegpt"])
+def test_candidates_of_zeros(use: str, tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = tiny("llama")
+    before = {n: t.clone() for n, t in artifact.model.state_dict().items()}
+    found = pruner(use, pattern="1:4", include=("mlp",)).candidates(artifact, context_of(tmp_path))
+    assert {c.layer for c in found} == {n for n in tree.block_linears(artifact.model) if "mlp" in n}
+    few = {c.layer: c.score for c in found if c.choice}
+    many = pruner(use, pattern="3:4", choose="block").candidates(artifact, context_of(tmp_path))
+    assert {c.layer for c in many} == set(tree.blocks(artifact.model))
+    free = pruner(use, sparsity=0.25, include=("mlp",)).candidates(artifact, context_of(tmp_path))
+    assert all(0 < c.score < few[c.layer] for c in free if c.choice)
+    assert {c.choice["sparsity"] for c in free if c.choice} == {0.25}
+    assert all(torch.equal(t, before[n]) for n, t in artifact.model.state_dict().items())
+    assert not artifact.masks
+
+
+def test_an_earlier_mask_stays_in_the_candidates(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj"
+
+    def score(old: Tensor | None) -> float:
+        artifact = tiny("llama")
+        if old is not None:
+            artifact.model.get_parameter(f"{name}.weight").data[~old] = 0
+            artifact = artifact.after(masks={name: old})
+        folder = tmp_path / str(old is None)
+        folder.mkdir()
+        _, found = pruner("magnitude", pattern="2:4", include=(name,)).candidates(artifact, context_of(folder))
+        return float(found.score)
+
+    first = _masks.keep_n_of_m(tiny("llama").tensor(f"{name}.weight").abs(), 2, 4)
+    assert score(first) == pytest.approx(0, abs=1e-12)
+    assert score(None) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("use", "given", "key", "what"),
+    [
+        ("rtn", {"bits": "plan", "group_size": None}, "bits", "leaves nothing to choose"),
+        ("magnitude", {"pattern": "plan"}, "pattern", "leaves nothing to choose"),
+        ("magnitude", {"scope": "global"}, "scope", "no linear can be judged by itself"),
+        ("wanda", {"pattern": "2:3"}, "pattern", "does not divide"),
+    ],
+)
+def test_candidates_that_cannot_be(
+    use: str, given: dict[str, Any], key: str, what: str, tiny: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    plan = {"model.layers.0.mlp.up_proj": Planned(grid=GridFact(bits=4, group_size=8), pattern="2:4")}
+    with pytest.raises(BadSettings, match=what) as caught:
+        pruner(use, **given).candidates(tiny("llama").after(plan=plan), context_of(tmp_path))
+    assert caught.value.key == key
+
+
+def test_what_only_candidates_need_is_no_setting_of_a_pipeline(tiny: Callable[..., Artifact]) -> None:
+    facts = tree.facts(tiny("llama").model, "causal-lm")
+    for use, key, value in itertools.product(("magnitude", "wanda"), ("choose", "choose_windows"), ("part", 3)):
+        if isinstance(value, int) == (key == "choose_windows"):
+            with pytest.raises(BadSettings, match="only where a pass chooses among candidates") as caught:
+                pruner(use, **{key: value}).plan(facts)
+            assert caught.value.key == key
 
 
 def test_open_bits_in_facts() -> None:
