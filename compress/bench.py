@@ -1,6 +1,9 @@
-"""The clock, one stand-alone file for any board: how long engines take, measured so that a busy machine bends nothing.
+"""The clock, two stand-alone files for any board: how long engines take, measured so that a busy machine bends nothing.
 
     python bench.py REFERENCE_FOLDER [ENGINE_FOLDER ...] --batch 1 --prompt 128 --generate 64 --threads 1 --device cpu
+
+Beside it has to be `bench_<clock>.py` for the `clock` that each `engine.json` names, onnxruntime unless it names one.
+Its `Opened(folder, manifest, args)` tells `versions` and whether it is a `decoder`, and returns a `caller(past, new)`.
 
 Fresh processes load all engines, warm up and alternate blocks of runs of one engine with blocks of the others; the
 first runs of a block, which find another engine's weights in the cache, are dropped.  On one CPU thread the clock is
@@ -20,6 +23,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -28,12 +32,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import onnxruntime as ort
 
 WARMUPS, DROP, KEEP, ROUNDS = 15, 3, 20, (5, 25)  # runs; runs; runs; fewest and most blocks of an engine
 PREEMPTED, SPREAD, WIDTH, FEW = 1.15, 0.25, 0.10, 100  # wall / CPU; blocks; ratio's interval; runs: beyond = flagged
-PROVIDERS = {"cpu": ("CPUExecutionProvider", {}), "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"})}  # true fp32
-TYPES = {"tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(float)": "f4", "tensor(float16)": "f2"}
 TEXT = {".json", ".py", ".txt", ".md", ".jinja"}  # suffixes of what is not the engine itself
 Block = dict[str, list[float]]  # CPU and wall seconds of each kept run of a block
 
@@ -44,57 +45,28 @@ def fault(message: str, reason: object = "") -> NoReturn:
     raise SystemExit(2)
 
 
-def open_engine(folder: Path, args: argparse.Namespace) -> ort.InferenceSession:
-    """Load the graph of an engine folder on the device that was asked for, and on no other."""
-    options, provider = ort.SessionOptions(), PROVIDERS[args.device]
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = args.threads, 1, 4
-    if args.device == "cuda" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
+def opener(folder: Path, args: argparse.Namespace) -> Callable[[], Any]:
+    """Return what opens an engine on the device that was asked for; its runtime is imported when this returns."""
     try:
         manifest = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-        for entry in {"session.intra_op.allow_spinning": "0", **manifest.get("session", {})}.items():
-            options.add_session_config_entry(*entry)
-        session = ort.InferenceSession(str(folder / manifest.get("graph", "model.onnx")), options, providers=[provider])
+        file = Path(__file__).with_name(f"bench_{manifest.get('clock', 'onnxruntime')}.py")
+        kind = runpy.run_path(str(file))["Opened"]
     except Exception as error:
         fault(f"{folder}: cannot be loaded as an engine:", error)
-    if (got := session.get_providers()[0]) != provider[0]:
-        fault(f"{folder}: asked for {provider[0]}, got {got}; is it in this onnxruntime, is the driver there?")
-    return session
+
+    def opened() -> Any:
+        try:
+            return kind(folder, manifest, args)
+        except Exception as error:
+            fault(f"{folder}: cannot be loaded as an engine:", error)
+
+    return opened
 
 
-def is_decoder(session: ort.InferenceSession) -> bool:
-    """Return whether the graph writes one token after another: only such a graph takes positions or a past."""
-    return any(i.name == "position_ids" or i.name.startswith("past_key_values.") for i in session.get_inputs())
-
-
-def feeds(session: ort.InferenceSession, batch: int, past: int, new: int) -> dict[str, np.ndarray]:
-    """Return an array for every input of the graph: `new` tokens per sequence after `past` cached ones."""
-    rng = np.random.default_rng(0)
-    vocabulary = session.get_outputs()[0].shape[-1] if is_decoder(session) else None
-    tokens = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 32, (batch, new))
-    arrays = {"input_ids": tokens, "attention_mask": np.ones((batch, past + new)), "token_type_ids": 0 * tokens}
-    arrays["position_ids"] = np.tile(np.arange(past, past + new), (batch, 1))
-    for i in session.get_inputs():
-        if i.name.startswith("past_key_values."):
-            arrays[i.name] = rng.standard_normal((batch, i.shape[1], past, i.shape[3]))
-        elif i.name not in arrays:
-            raise ValueError(f"the clock cannot fill the input {i.name!r}; it knows {', '.join(arrays)}")
-    return {i.name: np.ascontiguousarray(arrays[i.name], dtype=TYPES[i.type]) for i in session.get_inputs()}
-
-
-def caller(session: Any, folder: Path, args: argparse.Namespace, past: int, new: int) -> Callable[[], None]:
-    """Return a call that runs the graph once, inputs and outputs staying on the device; try it."""
-    binding = session.io_binding()
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
+def caller(engine: Any, folder: Path, args: argparse.Namespace, past: int, new: int) -> Callable[[], None]:
+    """Return a call that runs `new` tokens per sequence after `past` cached ones; try it."""
     try:
-        for name, array in feeds(session, args.batch, past, new).items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, args.device, 0))
-        for output in session.get_outputs():
-            binding.bind_output(output.name, args.device)
+        run: Callable[[], None] = engine.caller(past, new)
         run()
     except Exception as error:
         fault(f"{folder}: cannot run {args.batch} x {new} tokens after {past}:", error)
@@ -126,14 +98,17 @@ def time_blocks(calls: Sequence[Callable[[], None]], seconds: float) -> list[lis
 
 def worker_time(args: argparse.Namespace) -> dict[str, Any]:
     """Time all engines in this process."""
+    openers = [opener(folder, args) for folder in args.folders]
     opened, ticks = [], [time.perf_counter()]
-    for folder in args.folders:
-        opened.append((open_engine(folder, args), folder))
+    for folder, opens in zip(args.folders, openers):  # noqa: B905
+        opened.append((opens(), folder))
         ticks.append(time.perf_counter())
-    decode = {"decode": (args.prompt, 1)} if args.generate and all(is_decoder(s) for s, _ in opened) else {}
+    decode = {"decode": (args.prompt, 1)} if args.generate and all(e.decoder for e, _ in opened) else {}
     phases = {"prefill": (0, args.prompt), **decode}
     blocks = {p: time_blocks([caller(*o, args, *at) for o in opened], args.seconds) for p, at in phases.items()}
-    return {"load_seconds": np.diff(ticks).tolist(), "load_average": os.getloadavg()[0], "phases": blocks}
+    versions = {n: v for e, _ in opened for n, v in e.versions.items()}
+    load = {"load_seconds": np.diff(ticks).tolist(), "load_average": os.getloadavg()[0]}
+    return {**load, "versions": versions, "phases": blocks}
 
 
 def worker_memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,10 +116,11 @@ def worker_memory(args: argparse.Namespace) -> dict[str, Any]:
     status = Path("/proc/self/status")  # getrusage would report the peak of the process that started this one
     if not status.exists():
         return {"memory_mib": None}
-    before, folder = status.read_text(encoding="utf-8"), args.folders[0]
-    caller(session := open_engine(folder, args), folder, args, 0, args.prompt)
-    if args.generate and is_decoder(session):
-        caller(session, folder, args, args.prompt + args.generate - 1, 1)
+    opens = opener(folder := args.folders[0], args)
+    before = status.read_text(encoding="utf-8")
+    caller(engine := opens(), folder, args, 0, args.prompt)
+    if args.generate and engine.decoder:
+        caller(engine, folder, args, args.prompt + args.generate - 1, 1)
     found = (("VmHWM", status.read_text(encoding="utf-8")), ("VmRSS", before))
     peak, start = (int(re.findall(rf"{field}:\s+(\d+) kB", text)[0]) / 1024 for field, text in found)
     return {"memory_mib": peak - start}
@@ -225,7 +201,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "clock": "thread CPU time" if clock == "cpu" else "wall time", "cache": "interleaved blocks",
         "processes": args.processes, "load_average": load,
         "machine": {"cpu": cpu[0] if cpu else platform.machine(), "cores": cores, "system": platform.platform()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "onnxruntime": ort.__version__},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, **timed[0]["versions"]},
         "engines": [describe(i, args, timed, clock) for i in range(len(args.folders))],
         "flags": [f"loaded: load average {load:.1f} on {cores} cores"] if load > cores else [],
     }  # fmt: skip
@@ -238,7 +214,7 @@ def main() -> None:
     defaults = {"batch": 1, "prompt": 128, "generate": 64, "threads": 1, "processes": 3, "seconds": 2.0}
     for name, default in defaults.items():  # seconds: to aim at, per phase and process
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    parser.add_argument("--device", choices=sorted(PROVIDERS), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here instead of printing them")
     parser.add_argument("--worker", choices=("time", "memory"), help=argparse.SUPPRESS)
     args = parser.parse_args()
