@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,18 @@ class PlannedStep:
     estimate: Estimate
 
 
-def run(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None, quiet: bool = False) -> Run:
+def run(
+    pipeline: Path | str | Pipeline, *, folder: Path | str | None = None, quiet: bool = False,
+    home: Path | None = None, costs: Sequence[str] = (),
+) -> Run:  # fmt: skip
     """Check a pipeline, run what is not cached, and write the report.
 
     Args:
         pipeline: a pipeline file, or one already read.
         folder: overrides the file's run folder.
         quiet: print nothing (the log is always written).
+        home: a run folder, which the caller has locked, to share steps, caches and dense engines with.
+        costs: times, such as `decode_ms`, to measure until their ratios to the dense engine's are known within 1 %.
 
     Raises:
         UserFault: something the user can mend; finished steps are kept.
@@ -94,7 +99,7 @@ def run(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None, qu
         console = Console(where / "run.log", quiet=quiet)
         console.write(f"run of {opened.path} in {where}")
         try:
-            return _run(opened, facts, where, console)
+            return _run(facts, Runner(opened, where, console, home, costs))
         except KeyboardInterrupt:
             console.write("stopped")
             raise Interrupted("stopped; everything finished is kept, run the same command again to go on") from None
@@ -149,9 +154,9 @@ def report(folder: Path | str) -> Path:
     return where / "report.html"
 
 
-def _run(pipeline: Pipeline, facts: list[Facts], folder: Path, console: Console) -> Run:
+def _run(facts: list[Facts], runner: Runner) -> Run:
     started = time.monotonic()
-    runner = Runner(pipeline, folder, console)
+    pipeline, folder, console = runner.pipeline, runner.folder, runner.console
     jobs = list(_exports(pipeline))
     runner.count = 1 + len(pipeline.passes) + len(jobs) + 1 + len(pipeline.targets)
     dense = last = runner.model()
@@ -165,7 +170,8 @@ def _run(pipeline: Pipeline, facts: list[Facts], folder: Path, console: Console)
         exported.append(runner.export(entry, source, known, target, name, (index, runner.count)))
     engines = {d.name: d.folder for d in exported if d.folder.parent.name == "engines"}
     content = summary.write(runner, facts, dense, last, exported, engines)
-    shutil.rmtree(folder / "partial", ignore_errors=True)
+    if runner.home == folder:  # else others' checkpoints may lie there
+        shutil.rmtree(folder / "partial", ignore_errors=True)
     console.say(f"finished in {time.monotonic() - started:.0f} s; report: {folder / 'report.html'}")
     for line in summary.headline(content):
         console.say(f"  {line}")

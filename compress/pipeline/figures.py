@@ -17,6 +17,7 @@ from compress.contracts import Target
 from compress.evaluate import Evaluation, compare, evaluate_source
 from compress.pipeline.code import code_digest
 from compress.pipeline.runner import Done, Runner
+from compress.sweep import clock
 
 
 def quality(runner: Runner, dense: Done, last: Done, engines: Mapping[str, Path], index: int) -> dict[str, Any]:
@@ -72,12 +73,13 @@ def latency(
             "engines": [files.sha256(f / "engine.json") for f in folders],
             "target": target.model_dump(mode="json"),
             "code": code_digest("compress.measure"),
-            "clock": files.sha256(Path(measure.__file__).with_name("bench.py")),
+            "clock": [files.sha256(p) for p in sorted(Path(measure.__file__).parent.glob("bench*.py"))],
+            "costs": runner.costs,
         }
     )
 
     def make() -> dict[str, Any]:
-        return measure.measure(folders, target, runner.console).model_dump(mode="json")
+        return clock.timed(folders, target, runner.console, runner.costs).model_dump(mode="json")
 
     return _kept(runner, "latency", f"latency on {target.name}", key, index, make)
 

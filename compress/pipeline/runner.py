@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from compress import artifact as artifacts
-from compress import files, grids, loading, store, tree
+from compress import files, grids, loading, store
 from compress.artifact import Artifact, Step
 from compress.context import Context
 from compress.contracts import Exporter, Pass, Target
@@ -24,6 +24,7 @@ from compress.data import Source
 from compress.engines import Engines
 from compress.errors import BrokenPromise
 from compress.facts import Facts
+from compress.known import known
 from compress.pipeline.console import Console
 from compress.pipeline.keys import Keys
 from compress.settings import Entry, Pipeline
@@ -51,11 +52,16 @@ class Runner:
         pipeline: the checked pipeline.
         folder: the run folder, locked by the caller.
         console: where progress goes.
+        home: a run folder, locked too, whose steps, caches and dense engines are shared; the folder unless given.
+        costs: times whose ratios to the dense engine's are measured until they are known within 1 %.
     """
 
-    def __init__(self, pipeline: Pipeline, folder: Path, console: Console) -> None:
+    def __init__(
+        self, pipeline: Pipeline, folder: Path, console: Console, home: Path | None = None, costs: Sequence[str] = ()
+    ) -> None:
         self.pipeline, self.folder, self.console = pipeline, folder, console
-        self.keys = Keys(pipeline, folder / "cache" / "data")
+        self.home, self.costs = home or folder, tuple(costs)
+        self.keys = Keys(pipeline, self.home / "cache" / "data")
         self.done: list[Done] = []
         self.count = 1 + len(pipeline.passes)
         self.engines = Engines()
@@ -65,7 +71,7 @@ class Runner:
 
     def step_folder(self, index: int, name: str, key: str) -> Path:
         """Return where the step of this key is, or will be."""
-        return self.folder / "steps" / f"{index:02d}-{name}-{key[:12]}"
+        return self.home / "steps" / f"{index:02d}-{name}-{key[:12]}"
 
     def open(self, folder: Path, changes: Path | None = None) -> Artifact:
         """Open an artifact; its blocks stay on disk where the pipeline wants them there, and go to `changes`."""
@@ -117,6 +123,8 @@ class Runner:
                 raise BrokenPromise(f"{entry.name}: declared {len(facts.masks)} masks and left {len(now.masks)}")
             if not facts.admits(grids.facts(now.grids)):
                 raise BrokenPromise(f"{entry.name}: left other codes than the {len(facts.grids)} grids it declared")
+            if now.plan != facts.plan:
+                raise BrokenPromise(f"{entry.name}: left another plan than it declared")
             plugin.ensures(was, now)
 
         key = self.keys.pass_(entry, artifacts.digest(before.folder))
@@ -128,11 +136,7 @@ class Runner:
 
     def known(self, done: Done, planned: Facts) -> Facts:
         """Return what is known of a step's artifact, now that what was open when it was planned is chosen."""
-        made = self.open(done.folder)
-        now = tree.facts(made.model, made.task)
-        masks = {n: planned.masks[n] for n in made.masks}
-        kept = {n: getattr(planned, n) for n in ("trained", "dropped", "stored", "library")}
-        return now.after(masks=masks, grids=grids.facts(made.grids), plan=made.plan, **kept)
+        return known(self.open(done.folder), planned)
 
     def _artifact(
         self,
@@ -176,7 +180,7 @@ class Runner:
         np.random.seed(seed)
         torch.manual_seed(seed)
         torch.set_num_threads(self.keys.threads)
-        folder = self.folder / "partial" / name
+        folder = self.home / "partial" / name
         folder.mkdir(parents=True, exist_ok=True)
         return Context(
             folder=folder,
@@ -189,7 +193,7 @@ class Runner:
             parent=self._parent if self.done else None,
             workers=self.pipeline.compute.workers or os.cpu_count() or 1,
             cluster=self.pipeline.compute.engine,
-            cache=self.folder / "cache",
+            cache=self.home / "cache",
         )
 
     def _parent(self) -> Artifact:
@@ -205,9 +209,10 @@ class Runner:
         assert isinstance(exporter, Exporter)
         uses = exporter.data_uses(facts)
         key = self.keys.export(entry, artifacts.digest(source.folder), target, uses)
-        folder = self.folder / ("engines" if exporter.runtimes else "exports") / name
+        room = Path("engines" if exporter.runtimes else "exports") / name
+        folder = (self.home if source is self.done[0] else self.folder) / room
         cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
-        self.console.begin(position[0], position[1], f"{entry.name} -> {folder.relative_to(self.folder)}", cached)
+        self.console.begin(position[0], position[1], f"{entry.name} -> {room}", cached)
         if cached:
             self.engines.check(folder) if exporter.runtimes else artifacts.check(folder)
         else:

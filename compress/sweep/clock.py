@@ -23,7 +23,7 @@ def timed(
     *,
     half: float = HALF,
     processes: Sequence[int] = PROCESSES,
-    clock: Callable[..., Measurement] = measure.measure,
+    clock: Callable[..., Measurement] | None = None,
 ) -> Measurement:
     """Time engines interleaved, in more and more processes until the ratios of some costs are known within `half`.
 
@@ -34,10 +34,10 @@ def timed(
         costs: times that are to be known, such as `decode_ms`.
         half: half width of the 95 % interval, relative.
         processes: how many to try, ascending; the last is what there is.
-        clock: `compress.measure.measure`, or one like it.
+        clock: one like `compress.measure.measure`, in its place.
     """
     for count in processes:
-        found = clock(folders, target, report, processes=count)
+        found = (clock or measure.measure)(folders, target, report, processes=count)
         wide = unresolved(found, costs, half)
         if not wide:
             return found
