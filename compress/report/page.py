@@ -52,7 +52,7 @@ def _verdict(content: Mapping[str, Any]) -> list[str]:
         elif not said and not coded:
             said.append("No weight was pruned.")
     said += dict.fromkeys(coded)
-    dense, now, delta = _main_metric(content)
+    dense, now, delta = main_metric(content)
     if dense and now:
         clear = words.moved(delta, dense) if delta else None
         doubt = " (no clear difference)" if clear and clear.tone == "same" else ""
@@ -73,7 +73,7 @@ def _verdict(content: Mapping[str, Any]) -> list[str]:
 def _tiles(content: Mapping[str, Any]) -> list[Html]:
     """Return the four figures that a reader looks for: quality, time, memory, size."""
     tiles = []
-    dense, now, delta = _main_metric(content)
+    dense, now, delta = main_metric(content)
     if now:
         change = words.moved(delta, dense) if delta else None
         was = words.amount(dense, dense["value"]) if dense else None
@@ -85,7 +85,7 @@ def _tiles(content: Mapping[str, Any]) -> list[Html]:
     return tiles
 
 
-def _main_metric(content: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def main_metric(content: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Return the first metric that both models have: dense, compressed, difference; None for what is missing."""
     quality = content.get("quality") or {}
     tables = [{m["name"]: m for m in quality.get(part, ())} for part in ("dense", "compressed", "delta")]
