@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from safetensors.numpy import load_file
 from compress import artifact as artifacts
 from compress import files, tree
 from compress.artifact import Artifact, Step
+from compress.card import FORMAT
 from compress.errors import BadModel, BrokenPromise, NoSpace, Tampered
+from compress.facts import GridFact, MaskFact, Planned
+from compress.known import known
 from tests.conftest import CAUSAL, ENCODERS
 
 Tiny = Callable[..., Artifact]
@@ -156,7 +160,7 @@ def _edit(card: dict[str, Any]) -> dict[str, Any]:
         ("{", Tampered, "not readable as JSON"),
         ("[]", Tampered, "entries are missing"),
         (_edit, Tampered, "entries are missing"),
-        (lambda card: card | {"format": 99}, BadModel, "has format 99, this version reads 2"),
+        (lambda card: card | {"format": 99}, BadModel, f"has format 99, this version reads {FORMAT}"),
     ],
 )
 def test_a_card_that_is_none(tiny: Tiny, content: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
@@ -206,6 +210,98 @@ def test_a_full_disk_is_a_fault_of_the_user(tiny: Tiny, tmp_path: Path, monkeypa
 def test_nothing_is_printed(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Artifact.load(saved(tiny("llama"), tmp_path / "a"))
     assert capfd.readouterr() == ("", "")
+
+
+PLAN = {
+    NAME: Planned(grid=GridFact(bits=4, group_size=32, zero=True), pattern="2:4"),
+    "model.layers.0.mlp.down_proj": Planned(grid=GridFact(bits=8, group_size=None, activation="dynamic")),
+    "model.layers.1.mlp.up_proj": Planned(),
+}
+
+
+def test_a_plan_comes_back_and_is_part_of_the_digest(tiny: Tiny, tmp_path: Path) -> None:
+    planned, plain = (saved(tiny("llama").after(plan=p), tmp_path / n) for n, p in (("a", PLAN), ("b", {})))
+    assert Artifact.load(planned).plan == PLAN
+    assert Artifact.load(plain).plan == {}
+    assert artifacts.digest(planned) != artifacts.digest(plain)
+    turned = saved(tiny("llama").after(plan=dict(reversed(PLAN.items()))), tmp_path / "c")
+    assert artifacts.digest(turned) == artifacts.digest(planned), "the order of a plan says nothing"
+    other = PLAN | {NAME: Planned(pattern="2:4")}
+    assert artifacts.digest(saved(tiny("llama").after(plan=other), tmp_path / "d")) != artifacts.digest(planned)
+    again = saved(Artifact.load(planned), tmp_path / "e")
+    assert files.read_json(again / artifacts.CARD)["plan"] == files.read_json(planned / artifacts.CARD)["plan"]
+
+
+def test_what_a_grid_might_have_become_is_no_longer_told(tiny: Tiny, tmp_path: Path) -> None:
+    either = GridFact(bits=8, group_size=None, others=(GridFact(bits=4, group_size=32),))
+    found = Artifact.load(saved(tiny("llama").after(plan={NAME: Planned(grid=either)}), tmp_path / "a"))
+    assert found.plan == {NAME: Planned(grid=GridFact(bits=8, group_size=None))}
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    folder = tmp_path / "made"
+    (folder / "blocks" / "00").mkdir(parents=True)
+    (folder / "index.json").write_text("{}")
+    (folder / "blocks" / "00" / "ffn.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_library_goes_along_without_being_copied(tiny: Tiny, library: Path, tmp_path: Path) -> None:
+    first = saved(tiny("llama").after(library=library), tmp_path / "a")
+    opened = Artifact.load(first)
+    assert opened.library == first / artifacts.LIBRARY
+    second = saved(opened, tmp_path / "b")
+    for folder in (first, second):
+        assert files.digests(folder / artifacts.LIBRARY) == files.digests(library)
+        same = (folder / artifacts.LIBRARY / "blocks/00/ffn.safetensors").stat().st_ino
+        assert same == (library / "blocks/00/ffn.safetensors").stat().st_ino
+    shutil.rmtree(library)
+    shutil.rmtree(first)
+    assert (second / artifacts.LIBRARY / "blocks/00/ffn.safetensors").read_bytes() == b"weights"
+    assert Artifact.load(second).library == second / artifacts.LIBRARY
+    bare = saved(Artifact.load(second).after(library=None), tmp_path / "c")
+    assert Artifact.load(bare).library is None
+    assert not (bare / artifacts.LIBRARY).exists()
+
+
+def test_a_library_is_part_of_the_digest(tiny: Tiny, library: Path, tmp_path: Path) -> None:
+    folders = [saved(tiny("llama").after(library=p), tmp_path / str(i)) for i, p in enumerate((library, library, None))]
+    assert artifacts.digest(folders[0]) == artifacts.digest(folders[1]) != artifacts.digest(folders[2])
+    files.write_atomic(library / "index.json", '{"a": 1}')
+    assert artifacts.digest(saved(tiny("llama").after(library=library), tmp_path / "3")) != artifacts.digest(folders[0])
+    Artifact.load(folders[0])  # which holds the file as it was
+
+
+@pytest.mark.parametrize("name", ["index.json", "blocks/00/ffn.safetensors"])
+def test_a_library_touched_by_hand_is_named(tiny: Tiny, library: Path, name: str, tmp_path: Path) -> None:
+    folder = saved(tiny("llama").after(library=library), tmp_path / "a")
+    path = folder / artifacts.LIBRARY / name
+    files.write_atomic(path, "other bytes")
+    with pytest.raises(Tampered, match="was changed") as caught:
+        Artifact.load(folder)
+    assert str(path) in str(caught.value)
+    path.unlink()
+    with pytest.raises(Tampered, match="is missing"):
+        Artifact.load(folder)
+    shutil.rmtree(folder / artifacts.LIBRARY)
+    with pytest.raises(Tampered, match="is missing"):
+        Artifact.load(folder)
+
+
+def test_weights_on_disk_carry_plan_and_library_too(tiny: Tiny, library: Path, tmp_path: Path) -> None:
+    folder = saved(tiny("llama").after(plan=PLAN, library=library), tmp_path / "a")
+    again = Artifact.load(saved(Artifact.load(folder, stored=True), tmp_path / "b"), stored=True)
+    assert (again.plan, again.library) == (PLAN, tmp_path / "b" / artifacts.LIBRARY)
+
+
+def test_what_is_known_of_an_artifact_is_read_off_it(tiny: Tiny, library: Path, tmp_path: Path) -> None:
+    given = masked(tiny("llama"))
+    artifact = Artifact.load(saved(given.after(plan=PLAN, library=library), tmp_path / "a"))
+    shapes = tree.facts(given.model, "causal-lm")
+    masks = dict.fromkeys(given.masks, MaskFact("unstructured", 1 / 3))
+    bounds = shapes.after(masks=masks | {"gone": MaskFact("2:4", 0.5)}, trained=True, dropped=2, open=True, plan={})
+    assert known(artifact, bounds) == shapes.after(masks=masks, trained=True, dropped=2, plan=PLAN, library=True)
 
 
 def test_after_adds_a_step_and_leaves_the_old_alone(tiny: Tiny) -> None:
