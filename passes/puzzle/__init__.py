@@ -58,6 +58,7 @@ class Puzzle(Pass):
 
     Settings = PuzzleSettings
     uses = frozenset[DataUse]({"calibration", "training"})
+    streams = True
     library = True
     settings: PuzzleSettings
 

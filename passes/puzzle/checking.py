@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,8 +14,10 @@ from compress.facts import Facts, Planned
 from passes import _library, _masks
 from passes._library import MASK, Library, Part, Variant
 from passes._pruned import facts_of
-from passes.puzzle.pieces import DENSE, bare, grid_of, opened_of, space_of
+from passes.puzzle.pieces import DENSE, bare, grid_of, linears_by_part, opened_of, space_of
 from passes.puzzle.settings import PuzzleSettings
+
+_GROUPS = (2, 4, 8, 16, 32)  # of zeros, M of N:M
 
 
 def check(before: Artifact, after: Artifact, settings: PuzzleSettings) -> None:
@@ -27,7 +30,7 @@ def check(before: Artifact, after: Artifact, settings: PuzzleSettings) -> None:
     _check_equal("outside the blocks", _outside(before), _outside(after))
     facts = facts_of(before)
     library = Library(before.library) if before.library and not settings.refine else None
-    for (index, part), variant in picked(facts, after, settings).items():
+    for (index, part), variant in _picked(_space(facts, settings, library), after).items():
         now = _state(after, index, part)
         if variant.parent:
             _check_equal(f"block {index}, {part}", _state(before, index, part), now)
@@ -39,28 +42,38 @@ def check(before: Artifact, after: Artifact, settings: PuzzleSettings) -> None:
     _check_plan(after, facts, settings)
 
 
-def picked(facts: Facts, after: Artifact, settings: PuzzleSettings) -> dict[tuple[int, Part], Variant]:
-    """Return which variant stands in every part, by its shape.
+def _space(facts: Facts, settings: PuzzleSettings, library: Library | None) -> list[Variant]:
+    """Return the variants that may stand there: those of the library, or all that the settings may have meant.
 
-    Args:
-        facts: of the parent.
-        after: what was chosen.
-        settings: the space.
+    Neurons stay in whole groups of an N:M mask, and no artifact tells N:M of its masks; a library tells the groups.
+    """
+    found = list(space_of(facts, settings))
+    if library:
+        return [v for v in found if v.parent] + library.variants()
+    inside = {n for (_, part), names in linears_by_part(facts).items() if part == "ffn" for n in names}
+    for group in _GROUPS if inside & facts.masks.keys() else ():
+        masks = {n: dataclasses.replace(facts.masks[n], pattern=f"1:{group}") for n in inside & facts.masks.keys()}
+        facts = facts.after(masks={**facts.masks, **masks})
+        found += (v for v in space_of(facts, settings) if v.part == "ffn" and not v.parent)
+    return found
+
+
+def _picked(space: Sequence[Variant], after: Artifact) -> dict[tuple[int, Part], Variant]:
+    """Return which variant stands in every part, by its shape.
 
     Raises:
         BrokenPromise: another number of blocks, or a shape that is not of the space.
     """
-    layout, found = tree.layout(after.model), dict[tuple[int, Part], Variant]()
-    if len(layout) != facts.blocks:
-        raise BrokenPromise(f"{len(layout)} blocks are left, and a choice leaves all {facts.blocks}")
-    space = space_of(facts, settings)
+    layout, places = tree.layout(after.model), dict.fromkeys((v.block, v.part) for v in space)
+    if len(layout) != 1 + max(index for index, _ in places):
+        raise BrokenPromise(f"{len(layout)} blocks are left, and a choice leaves all of them")
+    found = dict[tuple[int, Part], Variant]()
     for variant in space:
         if bare(variant.config, variant.part) == bare(layout[variant.block], variant.part):
-            found[variant.block, variant.part] = variant
-    for variant in space:
-        if (variant.block, variant.part) not in found:
-            what = f"block {variant.block}, {variant.part}: {layout[variant.block]}"
-            raise BrokenPromise(f"{what} is of no variant of the space")
+            found.setdefault((variant.block, variant.part), variant)
+    for index, part in places:
+        if (index, part) not in found:
+            raise BrokenPromise(f"block {index}, {part}: {layout[index]} is of no variant of the space")
     return found
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import profiles
-from compress import files, loading
+from compress import files, loading, tree
 from compress.artifact import Artifact
 from compress.budgets import TIMES, Limit
 from compress.context import Context
 from compress.contracts import Target
 from compress.errors import BadSettings
 from compress.facts import BlockConfig, Facts
+from compress.families import families
 from compress.profiling import Wanted, profiler
 from passes.puzzle.pieces import DENSE, Piece, Pieces, bare
 from passes.puzzle.settings import PuzzleSettings
@@ -42,6 +43,7 @@ class Prices:
         facts: of the model whose parts are chosen.
         model_type: the architecture.
         target: the request.
+        kept: elements that stay where a part is absent: those of a norm over the residual.
         timed: whether times are told at all.
 
     Raises:
@@ -49,17 +51,20 @@ class Prices:
     """
 
     def __init__(
-        self, costs: Costs, dense: Facts, facts: Facts, model_type: str, target: Target, *, timed: bool
+        self, costs: Costs, dense: Facts, facts: Facts, model_type: str, target: Target, *, kept: int, timed: bool
     ) -> None:
         self.costs, self.target, self.timed = costs, target, timed
         self.base = self._told(profiles.base_of(facts, model_type))
         parts = dense_choices(dense, model_type, target)
         every = [self._told(profiles.base_of(dense, model_type)), *map(self._told, parts)]
         self.dense = {cost: sum(each[cost] for each in every) for cost in self.base}
+        bytes_ = kept * (2 if target.precision == "fp16" else 4)
+        sizes = {"parameters": kept, "bytes": bytes_, "weights_mib": bytes_ / 2**20}
+        self.absent = {cost: float(sizes.get(cost, 0.0)) for cost in self.base}
 
     def of(self, piece: Piece) -> dict[str, float]:
-        """Return what an option costs; nothing where the part is absent."""
-        return self._told(piece.choice) if piece.choice else dict.fromkeys(self.base, 0.0)
+        """Return what an option costs; next to nothing where the part is absent."""
+        return self._told(piece.choice) if piece.choice else self.absent
 
     def _told(self, choice: Choice) -> dict[str, float]:
         found = self.costs.costs(choice, self.target)
@@ -100,7 +105,15 @@ def prices(
         parts += [profiles.base_of(f, model_type) for f in (facts, dense)]
         layout = tuple(dict.fromkeys((*dense.layout, *(bare(p.variant.config, p.variant.part) for p in every))))
         costs = _opened(settings, tuple(dict.fromkeys(parts)), layout, artifact, target, context)
-    return Prices(costs, dense, facts, model_type, target, timed=timed)
+    kept = 0 if tree.norm_first(artifact.model) else _norm(facts)
+    return Prices(costs, dense, facts, model_type, target, kept=kept, timed=timed)
+
+
+def _norm(facts: Facts) -> int:
+    """Return the elements of the norm of one part, weight and bias."""
+    stack = f".{families()[facts.family].blocks}."
+    inside = {n.rpartition(".")[0]: size for n, size in facts.norms.items() if stack in f".{n}"}
+    return sum(size + facts.biases.get(f"{n}.bias", 0) for n, size in inside.items()) // (2 * facts.blocks)
 
 
 def dense_choices(facts: Facts, model_type: str, target: Target) -> list[Choice]:

@@ -76,7 +76,9 @@ def refined(
         library.seal(parent, data, space)
     inside = dataclasses.replace(context, folder=folder)
     alone = dict.fromkeys((v,) for pair in pairs for v in pair)
+    context.report.note("second round: what was picked and its neighbours, trained together in their blocks")
     distil(artifact, [*alone, *pairs], library, settings, training, inside, name="refining")
+    shutil.rmtree(folder / "refining", ignore_errors=True)  # the folder outlives the step
     changed = [pair for pair in pairs if any(not v.parent for v in pair)]
     names = list(tree.blocks(artifact.model))
     swaps = {pair: _swap(artifact, library, pair, names[pair[0].block]) for pair in changed}

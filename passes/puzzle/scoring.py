@@ -66,7 +66,7 @@ def kept_in(artifact: Artifact, parent: str, settings: PuzzleSettings, context: 
         settings: what of them matters to scores.
         context: data, seed, device, and the cache.
     """
-    data = {role: getattr(source, "digest", None) for role, source in context.data.items()}
+    data = context.data["calibration"].digest
     library = files.digests(artifact.library) if artifact.library else None
     matters = settings.model_dump(mode="json", include={"score", "windows", "kv", "multiple", "ranking"})
     key = files.digest_of(

@@ -11,6 +11,7 @@ from compress import budgets, files, loading, registry
 from compress.budgets import Limit
 from compress.context import Context
 from compress.contracts import Exporter, Target
+from compress.errors import BadSettings
 from compress.facts import Facts, Task
 from compress.measure import Measurement
 from compress.profiling import Build, profiler
@@ -93,8 +94,15 @@ class Program:
 
 
 def solver_of(name: str) -> Solver:
-    """Return a solver by its name."""
-    return registry.load("solvers", name, Solver)()
+    """Return a solver by its name.
+
+    Raises:
+        BadSettings: there is none of that name.
+    """
+    try:
+        return registry.load("solvers", name, Solver)()
+    except BadSettings as error:
+        raise BadSettings(str(error), key="solver") from None
 
 
 def choose(

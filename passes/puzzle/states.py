@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 from compress.artifact import Artifact
@@ -29,6 +30,7 @@ class Begun(Mapping[str, State]):
     ) -> None:
         self._artifact, self._variants = artifact, {v.key: v for v in variants}
         self._statistics = _library.statistics(artifact, variants, settings, context)
+        shutil.rmtree(context.folder / "worth" / "hidden", ignore_errors=True)  # the folder outlives the step
 
     def __getitem__(self, key: str) -> State:
         variant = self._variants[key]
