@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from passes._distillation import doors, hollow
 from passes._distillation.packing import Packed
 from passes._distillation.settings import DistilSettings
 from passes._layerwise import run
-from passes._train import Group, autocast, draw, frozen, recomputed, thaw_, train_
+from passes._train import Group, Trained, autocast, draw, frozen, recomputed, thaw_, train_
 
 MODEL, CHUNKS, DOORS, JOBS = "model", "chunks", "doors", "jobs"  # folders beside those of the jobs
 
@@ -140,20 +139,28 @@ class _Training:
         every = dict(self.block.named_parameters())
         trained = {n: every[n] for n in job.trained}
         first = {n: p.detach().clone() for n, p in trained.items()}
-        before = self.held_out()
-        record: dict[str, Any] = {"before": before, "after": before, "best": 0, "steps": settings.steps}
-        if trained and settings.steps:
-            record["best"] = self.train_(trained)
-            record["after"] = self.held_out()
-        if not math.isfinite(record["after"]) or record["after"] > before:  # rounded to the weights' own precision
-            record |= {"after": before, "best": 0}
+        record = self._trained_(trained) if trained and settings.steps else {"before": self.held_out(), "best": 0}
+        if not record["best"]:
             for name, parameter in trained.items():
                 parameter.data = first[name]
         _write(job.folder / _TRAINED, {n: p.detach() for n, p in trained.items()})
-        files.write_json(job.folder / _RESULT, record)
+        files.write_json(job.folder / _RESULT, {"after": record["before"], **record, "steps": settings.steps})
 
-    def train_(self, trained: Mapping[str, nn.Parameter]) -> int:
-        """Train these parameters of the block and return the best step."""
+    def _trained_(self, trained: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+        """Train and return the errors `before` and `after`, and the `best` step; 0 where nothing is better."""
+        exact = all(p.dtype == torch.float32 for p in trained.values())
+        before = None if exact else self.held_out()
+        done = self.train_(trained)
+        seen = dict(done.validations)
+        if before is None:
+            return {"before": seen[0], "after": seen[done.best], "best": done.best}
+        after = self.held_out()  # what is trained is rounded to the weights' own precision now
+        return (
+            {"before": before, "after": after, "best": done.best} if after < before else {"before": before, "best": 0}
+        )
+
+    def train_(self, trained: Mapping[str, nn.Parameter]) -> Trained:
+        """Train these parameters of the block; the best state stays."""
         job, settings = self.job, self.job.settings
         context = Context(folder=job.folder, device=self.device, seed=job.seed)
         chunks = self.chunks.training
@@ -177,19 +184,19 @@ class _Training:
             )
         for name, mask in self.masks.items():
             _masks.apply_(trained[name], mask)
-        return done.best
+        return done
 
     @torch.no_grad()
     def held_out(self, dtype: torch.dtype | None = None) -> float:
-        """Return the error on the windows that are held out; in the weights' own precision unless in another."""
-        dtype = dtype or next((p.dtype for p in self.block.parameters()), torch.float32)  # none in a block of no parts
+        """Return the error on the windows that are held out, in the parent's precision unless in another."""
         with autocast(self.job.settings, self.device):
             sums = [self.error(number, dtype) for number in self.chunks.held_out]
         return float(sum(apart for apart, _ in sums)) / float(sum(whole for _, whole in sums))
 
-    def error(self, number: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def error(self, number: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """Return the squared error and the parent's energy on a chunk, the block reading floats of a precision."""
         reads, gives = (doors.read(self.doors, self.job.index + end, number, self.device) for end in (0, 1))
+        dtype = dtype or reads.dtype
         given = run(self.block, reads.to(dtype), self.chunks.call(number, dtype))
         return error(given, gives, self.chunks.real(number))
 

@@ -38,7 +38,7 @@ def hands(workers: int, device: torch.device, folder: Path, threads: int) -> Ite
         threads: of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    team = [_Worker(folder / f"worker-{k}.log", _environment(k, device, threads)) for k in range(workers)]
+    team = [_Worker(folder / f"worker-{k}.log", environment(k, device, threads)) for k in range(workers)]
     idle = queue.SimpleQueue[_Worker]()
     for worker in team:
         idle.put(worker)
@@ -113,7 +113,7 @@ class _Worker:
         return f"exit status {status}, {last or 'no word'}"
 
 
-def _environment(number: int, device: torch.device, threads: int) -> dict[str, str]:
+def environment(number: int, device: torch.device, threads: int) -> dict[str, str]:
     """Return what a worker is started with: our own code first, its threads, and its GPU where none is named."""
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     made = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
