@@ -3,6 +3,7 @@
 Everything that the command line does is one call; nothing heavy is imported before it is used:
 
     compress run FILE               compress.run(file)
+    compress sweep FILE             compress.sweep.running.sweep(file)
     compress check FILE             compress.check(file); the file's content: compress.read(file)
     compress check --schema         compress.schema()
     compress plan FILE              compress.plan(file)

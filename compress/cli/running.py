@@ -1,4 +1,4 @@
-"""Verbs over pipeline files and run folders: run, check, plan, report, init."""
+"""Verbs over pipeline files and run folders: run, sweep, check, plan, report, init."""
 
 from __future__ import annotations
 
@@ -104,4 +104,23 @@ def init(model: str, target: Literal["cpu", "cuda"], output: Path, data: str | N
     click.echo(f"{output}: written; look at it, then `compress run {output}`")
 
 
-VERBS = (run, check, plan, report, init)
+@verb("compress sweep pipeline.toml", "compress sweep examples/sweep.toml --folder runs/second -q")
+@_FILE
+@_FOLDER
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing; the logs are written all the same.")
+def sweep(file: Path, folder: Path | None, quiet: bool) -> None:
+    """Make an engine for each budget and target in [sweep] of FILE.
+
+    The pass that chooses within a `budget` gets each in turn; what points share is made once.  Engines, sweep.json
+    and sweep.html are in RUN/sweep.  Run it again to go on where it stopped; a point that fails leaves the others
+    whole, and ends the command with 2.
+    """
+    from compress import settings
+
+    opened = settings.read(file)
+    from compress.sweep.running import sweep as all_points
+
+    all_points(opened, folder=folder, quiet=quiet)
+
+
+VERBS = (run, sweep, check, plan, report, init)

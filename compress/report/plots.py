@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compress.report.html import Html, tag
@@ -20,31 +20,48 @@ def curve(points: Curve, x_label: str, y_label: str) -> Html:
     """Return a line plot of finite values: faint, and, when there are many, their running mean strong."""
     points = thinned(points)
     xs, ys = [p[0] for p in points], [p[1] for p in points]
-    (x0, x1), (y0, y1) = _range(xs), _range(ys)
-    x_ticks, y_ticks = ticks(x0, x1, whole=True), ticks(y0, y1)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        right, up = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
-        return LEFT + right * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
+    at, axes = frame(xs, ys, x_label, whole=True)
 
     def line(values: Sequence[float], cls: str) -> Html:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, xs, values))
         return tag("polyline", points=path, cls=cls)
 
-    grid = [
-        tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_px(at(x0, y)[1]), y2=_px(at(x0, y)[1]), cls="grid") for y in y_ticks
-    ]
-    left = [tag("text", _tick(y, y_ticks), x=LEFT - 8, y=_px(at(x0, y)[1] + 4), cls="left") for y in y_ticks]
-    below = [tag("text", _tick(x, x_ticks), x=_px(at(x, y0)[0]), y=HEIGHT - BOTTOM + 18, cls="below") for x in x_ticks]
     many = len(points) >= 30
     drawn = [line(ys, "faint"), line(smooth(ys), "strong")] if many else [line(ys, "strong")]
     end = at(xs[-1], (smooth(ys) if many else ys)[-1])
     return tag(
-        "svg", tag("title", f"{y_label} over {x_label}"), *grid, *left, *below, *drawn,
+        "svg", tag("title", f"{y_label} over {x_label}"), *axes, *drawn,
         tag("circle", cx=_px(end[0]), cy=_px(end[1]), r=3.5, cls="dot"),
-        tag("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, cls="below soft"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", cls="plot",
     )  # fmt: skip
+
+
+def frame(
+    xs: Sequence[float], ys: Sequence[float], x_label: str, *, whole: bool = False, height: int = HEIGHT
+) -> tuple[Callable[[float, float], tuple[float, float]], list[Html]]:
+    """Return where a point stands in a plot of such values, and the plot's axes.
+
+    Args:
+        xs: all that is to be seen, from left to right.
+        ys: from below.
+        x_label: what stands under the axis.
+        whole: whether only whole numbers stand at it.
+        height: of the plot.
+    """
+    (x0, x1), (y0, y1) = _range(xs), _range(ys)
+    x_ticks, y_ticks = ticks(x0, x1, whole=whole), ticks(y0, y1)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        right, up = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
+        return LEFT + right * (WIDTH - LEFT - RIGHT), height - BOTTOM - up * (height - BOTTOM - TOP)
+
+    grid = [
+        tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_px(at(x0, y)[1]), y2=_px(at(x0, y)[1]), cls="grid") for y in y_ticks
+    ]
+    left = [tag("text", _tick(y, y_ticks), x=LEFT - 8, y=_px(at(x0, y)[1] + 4), cls="left") for y in y_ticks]
+    below = [tag("text", _tick(x, x_ticks), x=_px(at(x, y0)[0]), y=height - BOTTOM + 18, cls="below") for x in x_ticks]
+    label = tag("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=height - 4, cls="below soft")
+    return at, [*grid, *left, *below, label]
 
 
 def thinned(points: Curve) -> list[Sequence[float]]:

@@ -20,7 +20,8 @@ from compress.artifact import Artifact
 from compress.cli import cli
 
 VERBS = (
-    "run", "check", "plan", "evaluate", "generate", "export", "report", "compare", "list", "show", "init", "doctor",
+    "run", "sweep", "check", "plan", "evaluate", "generate", "export", "report", "compare", "list", "show", "init",
+    "doctor",
 )  # fmt: skip
 
 
