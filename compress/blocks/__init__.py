@@ -10,7 +10,7 @@ its own name and with its bias, reads what the part's first would, and nothing e
 from __future__ import annotations
 
 from compress.blocks.disk import branch_
-from compress.blocks.modules import NoAttention, NoOutput
+from compress.blocks.modelling import NoAttention, NoOutput
 from compress.blocks.reshaping import reshape_, shape_
 from compress.blocks.shapes import Cut, cut_masks, drop_, slice_
 from compress.branched import Branch, Branched

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress import tree
-from compress.blocks.reshaping import put_, settle_
+from compress.blocks.modelling import put_, settle_
 from compress.branched import Branched
 from compress.errors import BadModel
 from compress.facts import BlockConfig
@@ -52,7 +52,7 @@ def slice_(
     for inner, cut in cuts.items():
         _cut_(block.get_submodule(inner), *cut)
     now = dataclasses.replace(was, heads=heads, kv_heads=kv_heads, ffn=ffn)
-    settle_(block, table, now, tree.norm_first(model))
+    settle_(block, table, now, norm_first=tree.norm_first(model))
     return {f"{name}.{inner}": cut for inner, cut in cuts.items()}
 
 

@@ -1,9 +1,12 @@
 """A Hugging Face folder: weights or codes as safetensors, configuration, tokenizer; for whatever reads such folders.
 
 Floats: `from_pretrained` of transformers opens it; zeros are stored like any number.  Beside them lies the card of the
-artifact (`compress.json`: lineage, digests) with its masks and codes, so that `compress` can go on from it.  For a
-model whose blocks differ, or with branches, transformers has no class: its `from_pretrained` refuses the folder, and a
-`README.md` there tells how `compress` opens it.
+artifact (`compress.json`: lineage, digests) with its masks and codes, so that `compress` can go on from it.
+
+Unlike blocks: for a model whose blocks differ, or with branches, transformers has no class, and its `from_pretrained`
+refuses the folder.  With `trust_remote_code=True` it opens it, for the folder holds one readable file, `modelling.py`,
+that needs torch and transformers alone; `modelling = false` leaves it out.  Weights are floats there, zeros and what
+codes stand for among them; nothing is saved from there.  A `README.md` tells both ways, this one and `compress`.
 
 Codes: of a quantized model the folder is in the form of the compressed-tensors library (0.20 or later), with which
 transformers opens it (tried: 5.23; earlier ones may raise where there are zeros); without the library it raises.
@@ -25,6 +28,8 @@ Needs no target.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -32,19 +37,23 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from compress import files, grids, tree
+from compress import files, grids, loading, tree
 from compress.artifact import CARD, GRIDS, MASKS, Artifact
-from compress.blocks import disk
+from compress.blocks import disk, modelling
 from compress.context import Context, Report
 from compress.contracts import Export, Exporter, Settings, Target
 from compress.errors import BadModel, BadSettings
 from compress.facts import Facts, GridFact
 from exporters.safetensors import _packed, _scheme
 
-_README = """# A model that `compress` opens
+MODELLING = "modelling.py"
+_STOP = "blocks differ or have branches; only an Auto class opens this folder, with trust_remote_code=True, or compress"
+_README = """# A model whose blocks differ
 
 Its blocks differ in shape, or linears have low-rank branches beside their weights, for which transformers has no class;
-`from_pretrained` refuses this folder. In Python:
+plain `from_pretrained` refuses this folder. The shapes are in `config.json`.
+{}
+With `compress`:
 
     from pathlib import Path
     from compress.artifact import Artifact
@@ -52,7 +61,15 @@ Its blocks differ in shape, or linears have low-rank branches beside their weigh
     artifact = Artifact.load(Path("this folder"))
     artifact.model  # a PyTorch module that is called as its parent was; artifact.tokenizer belongs to it
 
-or as an engine that needs neither: `compress export FOLDER ENGINE_FOLDER`. The shapes are in `config.json`.
+or as an engine that needs neither: `compress export FOLDER ENGINE_FOLDER`.
+"""
+_WITHOUT = """
+Without `compress`, once you have read `modelling.py`:
+
+    from transformers import {auto}, AutoTokenizer
+
+    model = {auto}.from_pretrained("this folder", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained("this folder", trust_remote_code=True)
 """
 
 
@@ -63,6 +80,11 @@ class SafetensorsSettings(Settings):
         "auto",
         description="what a quantized model is written as: packed codes ('compressed-tensors', as 'auto' does where "
         "there are codes), or the weights they stand for with the codes beside ('float')",
+    )
+    modelling: bool = Field(
+        True,
+        description="whether a folder that transformers has no class for gets the Python file with which "
+        "from_pretrained(..., trust_remote_code=True) opens it",
     )
 
 
@@ -92,8 +114,7 @@ class Safetensors(Exporter):
             self._pack_(artifact, known.grids, folder)
             _tell(artifact, known.grids, context.report)
         elif shaped:
-            context.report.note("blocks differ or have branches, so that only compress opens this folder")
-            files.write_atomic(folder / "README.md", _README)
+            self._explain_(artifact, folder, context.report)
         return Export(files=tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())))
 
     def _pack_(self, artifact: Artifact, facts: Mapping[str, GridFact], folder: Path) -> None:
@@ -101,11 +122,31 @@ class Safetensors(Exporter):
         _packed.pack_(folder, artifact.grids)
         for name in (GRIDS, MASKS):
             (folder / name).unlink(missing_ok=True)
-        path = folder / disk.CONFIG
-        config = files.read_json(path) | {"quantization_config": _scheme.config(artifact.model, facts)}
-        files.write_json(path, dict(sorted(config.items())))
-        card = files.read_json(folder / CARD)
-        files.write_json(folder / CARD, card | {"masks": {}, "files": files.digests(folder, frozenset({CARD}))})
+        _configure_(folder, {"quantization_config": _scheme.config(artifact.model, facts)}, {"masks": {}})
+
+    def _explain_(self, artifact: Artifact, folder: Path, report: Report) -> None:
+        """Tell who opens blocks of unlike shapes, and let transformers be among them where that is wanted."""
+        if not self.settings.modelling:
+            report.note("blocks differ or have branches, so that only compress opens this folder")
+            files.write_atomic(folder / "README.md", _README.format(""))
+            return
+        table, auto = tree.family(artifact.model), loading.CLASSES[artifact.task].__name__
+        report.note(f"blocks differ or have branches: {auto} opens this folder with trust_remote_code=True alone")
+        files.write_atomic(folder / "README.md", _README.format(_WITHOUT.format(auto=auto)))
+        shutil.copyfile(modelling.__file__, folder / MODELLING)
+        opens = {"AutoConfig": "Config", "AutoModel": "Bare", "AutoModelForSequenceClassification": "Classifier"}
+        opens |= {"AutoModelForCausalLM": "Causal"} if table.decoder else {}
+        names = {auto: f"{Path(MODELLING).stem}.{name}" for auto, name in opens.items()}
+        about = {"auto_map": names, "family": dataclasses.asdict(table), "vocab_size": _STOP}
+        _configure_(folder, about, {})
+
+
+def _configure_(folder: Path, config: Mapping[str, object], card: Mapping[str, object]) -> None:
+    """Add to the configuration and to the card, whose digests are then those of the folder as it is."""
+    path = folder / disk.CONFIG
+    files.write_json(path, dict(sorted((files.read_json(path) | config).items())))
+    digests = files.digests(folder, frozenset({CARD}))
+    files.write_json(folder / CARD, files.read_json(folder / CARD) | card | {"files": digests})
 
 
 def _tell(artifact: Artifact, facts: Mapping[str, GridFact], report: Report) -> None:

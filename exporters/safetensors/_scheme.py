@@ -26,8 +26,8 @@ def check(facts: Facts) -> None:
     if families()[facts.family].transposed:
         what = f"linears of {facts.family} are stored [in, out], for which compressed-tensors has no codes"
         raise BadSettings(f"{what}; {_FLOAT}", key="format")
-    if facts.branches or len(set(facts.layout)) > 1:
-        what = "blocks differ or have branches, so that only compress opens the folder, and it opens no packed codes"
+    if facts.branches or len(set(facts.layout)) > 1 or any(0 in (b.heads, b.ffn) for b in facts.layout):
+        what = "blocks differ or have branches, and what opens such folders opens no packed codes"
         raise BadSettings(f"{what}; {_FLOAT}", key="format")
     for name, fact in facts.grids.items():
         for possible in fact.possible:

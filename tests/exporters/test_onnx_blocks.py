@@ -141,7 +141,7 @@ def test_a_model_without_any_attention(tiny: Tiny, tmp_path: Path) -> None:
 def test_the_plain_folder_tells_who_opens_it(tiny: Tiny, tmp_path: Path) -> None:
     report = QuietReport()
     artifact = branched(uneven(tiny("llama")))
-    written = Safetensors(Safetensors.Settings()).export(
+    written = Safetensors(Safetensors.Settings(modelling=False)).export(
         artifact, tmp_path, Context(folder=tmp_path, report=report), None
     )
     assert {"README.md", "branches.safetensors", "compress.json"} <= set(written.files)
