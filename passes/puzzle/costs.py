@@ -20,6 +20,7 @@ from passes.puzzle.pieces import DENSE, Piece, Pieces, bare
 from passes.puzzle.settings import PuzzleSettings
 from profiles import Base, Choice, Costs, NotMeasured, Time
 from profiles._costs import Phase
+from solvers import SUMS
 
 _SHOWN = 3  # of what a profile lacks
 
@@ -61,6 +62,10 @@ class Prices:
         bytes_ = kept * (2 if target.precision == "fp16" else 4)
         sizes = {"parameters": kept, "bytes": bytes_, "weights_mib": bytes_ / 2**20}
         self.absent = {cost: float(sizes.get(cost, 0.0)) for cost in self.base}
+
+    def whole(self, cost: str) -> float:
+        """Return what the dense model costs, of a cost or of a sum of some."""
+        return sum(self.dense[each] for each in SUMS.get(cost, (cost,)) if each in self.dense)
 
     def of(self, piece: Piece) -> dict[str, float]:
         """Return what an option costs; next to nothing where the part is absent."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compress import budgets
 from compress.budgets import TIMES, Limit, amount
 from compress.context import Context
 from compress.contracts import Target
+from compress.sweep.clock import time_of
 from passes.puzzle.pieces import Piece
 from passes.puzzle.scoring import Scores
 from passes.puzzle.solving import Chosen, Program
@@ -36,26 +36,30 @@ def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Targ
     """Note the choice layer by layer, its score, and what it comes to; record the figures."""
     for line in table(chosen.pieces):
         context.report.note(line)
-    solution, costs = chosen.solution, program.prices.costs
+    solution, costs, dense = chosen.solution, program.prices.costs, program.prices.dense
     proof = "proven the least" if solution.proven else f"with a gap of {solution.gap:.3g}"
     context.report.note(f"its scores add up to {solution.score:.4g}, {proof} by {solution.solver.partition('/')[0]}")
-    dense, how = program.prices.dense, " (estimated)" if costs.estimated else ""
-    allowed = {cost: figure.limit for cost, figure in chosen.closed.best.figures.items()} if chosen.closed else None
-    allowed = allowed or budgets.absolute(limits, dense)
-    rows = []
-    for cost, value in solution.totals.items():
-        if cost in TIMES and cost not in allowed:
-            continue
-        whole = dense.get(cost) or dense.get("weights_mib", 0.0) + dense.get("kv_mib", 0.0)
-        row = f"{cost.removesuffix('_ms')} {amount(cost, value)}" + (f", {value / whole:.3g}x" if whole else "")
-        if cost in allowed:
-            row += f" of {amount(cost, allowed[cost])} allowed"
-        rows.append(row + (how if cost in TIMES else ""))
+    rows = [row for cost in solution.totals if (row := _row(cost, chosen, program, limits))]
     context.report.note(f"it comes to {'; '.join(rows)}, for target {target.name}")
     context.report.record("choice", {piece.slot: piece.name for piece in chosen.pieces})
     figures = {"score": solution.score, "gap": solution.gap, "bound": solution.bound, "seconds": solution.seconds}
     prices = {"predicted": dict(solution.totals), "dense": dict(dense), "slack": dict(solution.slack)}
     context.report.record("solution", {**figures, **prices, "estimated": costs.estimated})
+
+
+def _row(cost: str, chosen: Chosen, program: Program, limits: Sequence[Limit]) -> str:
+    """Return what a choice comes to in one cost, on the clock where it was taken; nothing of times without a limit."""
+    limit = next((limit for limit in limits if limit.cost == cost), None)
+    if cost in TIMES and limit is None:
+        return ""
+    value, whole, how = chosen.solution.totals[cost], program.prices.whole(cost), ""
+    if cost in TIMES:
+        how = " estimated" if program.prices.costs.estimated else " predicted"
+        engines = chosen.closed.best.measurement.engines if chosen.closed and chosen.closed.best.measurement else ()
+        if engines and (times := [t.ms for e in engines if (t := time_of(e, cost))]):
+            whole, value, how = times[0], times[-1], " measured"
+    told = f"{cost.removesuffix('_ms')} {amount(cost, value)}{how}" + (f", {value / whole:.3g}x" if whole else "")
+    return told + (f" of {amount(cost, limit.of(whole))} allowed" if limit else "")
 
 
 def table(pieces: Sequence[Piece]) -> list[str]:
