@@ -308,6 +308,26 @@ def test_selected_heads_lead_and_the_others_queries_add_nothing(alive: Tiny) -> 
     close(found, logits(artifact))
 
 
+@pytest.mark.parametrize("kv", ["pool", "select"])
+def test_groups_of_several_heads_stay_aligned(tiny: Tiny, kv: str) -> None:
+    """Eight query and four key heads become two: pairs that are equal, or the second and the last of them."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(tiny("qwen2").model.config)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 4, 4
+    model: Any = type(tiny("qwen2").model)(config)
+    artifact = tiny("qwen2").after(model=lively(model.eval()))
+    attention = first(artifact).self_attn
+    variant = dataclasses.replace(one(artifact, "attention", "kv 2", kv_heads=2), select=kv == "select")
+    if kv == "pool":
+        for tensor in (t.data.view(2, 2, 4, -1) for m in (attention.k_proj, attention.v_proj) for t in m.parameters()):
+            tensor[:, 1] = tensor[:, 0]
+    state = initial(artifact, variant, Statistics(heads=torch.tensor([0.5, 1.0, 0.2, 0.8])))
+    found = outputs(artifact, variant, state)
+    if kv == "select":
+        attention.o_proj.weight.data.view(-1, 4, 8)[:, [0, 2]] = 0
+    close(found, logits(artifact))
+
+
 @pytest.mark.parametrize(
     ("kind", "ranking"), [*((k, "iterative") for k in KINDS), ("llama", "oneshot"), ("bert", "oneshot")]
 )
