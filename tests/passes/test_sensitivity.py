@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -25,13 +26,14 @@ from compress.context import Context, QuietReport
 from compress.contracts import Pass
 from compress.data import Examples, Source
 from compress.data.settings import DataSettings
-from compress.errors import BadModel, BadSettings, BrokenPromise, UserFault
+from compress.errors import BadData, BadModel, BadSettings, BrokenPromise, UserFault
 from compress.evaluate.scorers import ModelScorer
 from compress.facts import GridFact, Planned, Task
 from passes import _densities, _masks, _quant
 from passes._layerwise import LayerwiseSettings
 from passes._quant import mixed
-from passes._sensitivity import Change, Judge, distances
+from passes._sensitivity import Change, Judge, Kind, Swap, check, distances, scores
+from passes._train import draw
 from tests.conftest import CAUSAL, ENCODERS, VOCABULARY, branched, lively, uneven
 
 TASKS: list[tuple[str, Task]] = [
@@ -41,6 +43,7 @@ TASKS: list[tuple[str, Task]] = [
     ("roberta", "embedding"),
     ("llama", "classification"),
 ]
+REFUSED = {("lm", "embedding"), *(("task", task) for task in ("causal-lm", "regression", "embedding"))}
 
 
 class Rows:
@@ -51,6 +54,16 @@ class Rows:
         self.made = Examples(
             tokens=torch.randint(2, VOCABULARY, (sum(lengths),), generator=random), lengths=torch.tensor(lengths), pad=1
         )
+
+    def labelled(self, task: Task) -> Rows:
+        """Return the rows with labels for a task: the tokens themselves, classes or numbers."""
+        labels: dict[str, Tensor] = {
+            "causal-lm": self.made.tokens,
+            "classification": torch.arange(len(self.made)) % 2,
+            "regression": torch.arange(len(self.made)) / 4,
+        }
+        self.made = dataclasses.replace(self.made, labels=labels.get(task), by_token=task == "causal-lm")
+        return self
 
     def examples(self, tokenizer: Any) -> Examples:
         return self.made
@@ -125,6 +138,80 @@ def test_what_does_not_change_scores_0(kind: str, task: Task, tiny: Callable[...
     every = [Change(key=n, names=(n,), made=lambda _, w: w.clone()) for n in tree.block_linears(artifact.model)]
     found = distances(artifact, every, 3, context_of(tmp_path), tmp_path / "journal.json")
     assert set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize(("kind", "task"), TASKS)
+@pytest.mark.parametrize("formula", ["kl", "lm", "hidden", "task"])
+def test_modules_in_a_blocks_place_by_every_formula(
+    formula: Kind, kind: str, task: Task, tiny: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    artifact, rows = tiny(kind, task), Rows().labelled(task)
+    lively(artifact.model)
+    if (formula, task) in REFUSED:
+        with pytest.raises(BadSettings, match="'kl' would do"):
+            check(formula, task)
+        return
+    check(formula, task)
+    name, block = next(iter(tree.blocks(artifact.model).items()))
+    other = copy.deepcopy(block)
+    for parameter in other.parameters():
+        parameter.data *= 1.5
+    swap = Swap(key="other", block=name, made=lambda: other)
+    context = context_of(tmp_path, data={"calibration": rows})
+    found = scores(artifact, [swap], 6, context, tmp_path / "journal.json", kind=formula)["other"]
+    again = scores(artifact, [swap], 6, context, tmp_path / "journal.json", kind=formula)["other"]
+    assert again == found
+    low, high = found.interval()
+    assert low <= found.mean <= high
+    order = draw(0, 6, 6, 0)
+    given = [_judged(artifact, rows.made, i, formula) for i in order]
+    tree.replace_(artifact.model, name, other)
+    changed = [_judged(artifact, rows.made, i, formula) for i in order]
+    assert len(found.sums) == len(found.weights) == 6
+    for row, (was, now) in enumerate(zip(given, changed, strict=True)):
+        labels = rows.made.batch([order[row]])["labels"][0] if rows.made.labels is not None else None
+        total, weight = _formula(formula, task, was, now, labels)
+        assert found.sums[row] == pytest.approx(total, rel=1e-3, abs=1e-6)
+        assert found.weights[row] == pytest.approx(weight, rel=1e-4)
+
+
+def _judged(artifact: Artifact, rows: Examples, row: int, formula: Kind) -> Tensor:
+    """Return what a full forward of one row gives, by token or as one row, float64 [items, outputs]."""
+    if formula == "hidden":
+        with torch.no_grad():
+            found: Tensor = tree.backbone(artifact.model)(input_ids=rows.batch([row])["input_ids"]).last_hidden_state
+        return found[0].double()
+    batch, scorer = rows.batch([row]), ModelScorer(artifact.model)
+    causal = artifact.task == "causal-lm"
+    return (scorer.logits(batch)[0] if causal else scorer.outputs(batch, artifact.task == "embedding")).double()
+
+
+def _formula(formula: Kind, task: Task, was: Tensor, now: Tensor, labels: Any) -> tuple[float, float]:
+    """Return the sum of one row and what it is a share of, as written."""
+    if formula == "hidden":
+        cosines = (was * now).sum(-1) / (was.norm(dim=-1) * now.norm(dim=-1))
+        return float((1 - cosines).sum()), len(was)
+    if formula == "task":
+        return float(int(was.argmax() == labels)) - float(int(now.argmax() == labels)), 1
+    if formula == "lm" and task == "regression":
+        return float((now.squeeze() - labels) ** 2 - (was.squeeze() - labels) ** 2), 1
+    if formula == "lm":
+        logs = [t[:-1].log_softmax(-1) if task == "causal-lm" else t.log_softmax(-1) for t in (was, now)]
+        wanted = labels[1:] if task == "causal-lm" else labels.view(1)
+        losses = [-log[torch.arange(len(wanted)), wanted].sum() for log in logs]
+        return float(losses[1] - losses[0]), len(wanted)
+    if task in ("causal-lm", "classification"):
+        p, q = was.log_softmax(-1), now.log_softmax(-1)
+        return float((p.exp() * (p - q)).sum()), len(was)
+    return float((was - now).square().sum()), float(was.square().sum())
+
+
+def test_labels_that_are_missing(tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = tiny("llama")
+    name, block = next(iter(tree.blocks(artifact.model).items()))
+    swap = Swap(key="other", block=name, made=lambda: block)
+    with pytest.raises(BadData, match="holds no labels, which score = 'lm' needs"):
+        scores(artifact, [swap], 2, context_of(tmp_path), tmp_path / "journal.json", kind="lm")
 
 
 @pytest.mark.parametrize("shape", [uneven, branched])
