@@ -134,8 +134,12 @@ class _Space:
                 what = f"a key head of {self.table.name} serves one query head, and can serve no more"
                 raise BadSettings(f"{what}, got {name!r}; leave it out", key="attention")
             return False
-        if name != NONE:
+        try:
             self._check_masks(name, opened)
+        except BadSettings as error:
+            if {self.part, error.key} & self.settings.model_fields_set:
+                raise
+            return False
         return True
 
     def made(self, index: int, name: str) -> Variant | None:

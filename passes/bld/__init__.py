@@ -29,7 +29,7 @@ from compress.contracts import DataUse, Estimate, Pass
 from compress.facts import Facts
 from passes import _pruned
 from passes._distillation import Pick, distil
-from passes._library import Library, SpaceSettings, Variant, digest, variants
+from passes._library import PARTS, Library, SpaceSettings, Variant, digest, variants
 from passes.bld import checking, picking
 from passes.bld.settings import BldSettings
 
@@ -65,6 +65,11 @@ class Bld(Pass):
         library.seal(digest(artifact), data, given.model_dump(mode="json", include=set(SpaceSettings.model_fields)))
         if artifact.library:
             context.report.note("the library that came with the model is replaced")
+        for part in PARTS:
+            if idle := [n for n in getattr(given, part) if all((v.part, v.name) != (part, n) for v in found)]:
+                context.report.note(
+                    f"{part} {', '.join(idle)}: fits no block here, or is what another one is; left out"
+                )
         distil(artifact, picking.alone(found), library, given, given, context)
         if given.coupling == "coupled":
             distil(artifact, list(picking.pairs(found)), library, given, given, context, name="coupled")

@@ -247,6 +247,24 @@ def test_a_masked_model_gives_masked_blocks(tiny: Tiny, around: Callable[..., Co
     assert sum((library.record(v) or {})["best"] > 0 for v in library.variants()) >= 3
 
 
+def test_variants_that_only_the_defaults_name_are_left_out_where_masks_forbid_them(
+    tiny: Tiny, around: Callable[..., Context]
+) -> None:
+    artifact = tiny("llama")
+    name = "model.layers.0.self_attn.k_proj"
+    mask = torch.ones(16, 32, dtype=torch.bool)
+    facts = tree.facts(artifact.model, "causal-lm").after(masks={name: MaskFact("unstructured", 0.0)})
+    report = QuietReport()
+    given_ = {**SMALL, "steps": 0, "ffn": ("parent",)}
+    made = bld(**given_).run(artifact.after(masks={name: mask}), around(facts=facts, report=report))
+    assert {v.name for v in Library(made.library or Path()).variants()} == {"none"}
+    assert "attention kv 50%, kv 25%, linear: fits no block here" in report.notes[0]
+    with pytest.raises(BadSettings, match="'select' keeps them"):
+        bld(**given_, kv="pool").plan(facts)
+    with pytest.raises(BadSettings, match="fills the zeros"):
+        bld(**given_, attention=("linear",)).plan(facts)
+
+
 def test_pairs_begin_where_their_parts_ended(tiny: Tiny, around: Callable[..., Context]) -> None:
     artifact = tiny("llama")
     lively(artifact.model)
