@@ -23,11 +23,12 @@ from pydantic import ValidationError
 from compress import blocks, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context
-from compress.contracts import Pass, PassSettings
+from compress.contracts import Pass, PassSettings, Target
 from compress.data import Source
 from compress.data.settings import DataSettings
 from compress.errors import BadSettings
 from compress.facts import Facts, MaskFact
+from compress.known import known
 
 PASSES = registry.names("passes")
 # The first state that this one leaves meets every variant of the next pass; its other states, and the first of every
@@ -37,14 +38,16 @@ SMALL = {
     "steps": 2, "tune_steps": 2, "batch": 2, "accumulation": 1, "rank": 2, "lr": 1e-3, "probes": 2, "entries": 4,
     "heads": 0.4, "neurons": 0.25, "layers": 1, "multiple": 8, "group_size": 8,
 }  # fmt: skip
+TARGETS = {"cpu": Target(prompt=16, generate=4)}
 TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """An artifact on disk, and what was planned of it."""
+    """An artifact on disk, what was planned of it, and what is known of it; the same unless a choice was open."""
 
     folder: Path
+    planned: Facts
     facts: Facts
 
 
@@ -53,7 +56,8 @@ def dense(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("dense")
     artifact = tiny("llama-tied")
     artifact.save(folder)
-    return State(folder=folder, facts=tree.facts(artifact.model, "causal-lm"))
+    facts = tree.facts(artifact.model, "causal-lm")
+    return State(folder=folder, planned=facts, facts=facts)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,9 @@ def _variants(use: str) -> Iterator[dict[str, Any]]:
     yield small
     if "pattern" in fields:
         yield small | {"pattern": "2:4"}
+        yield small | {"pattern": "plan"}
+    if "precisions" in fields:
+        yield small | {"precisions": ("fp32", "int4-g8"), "patterns": ("dense", "2:4"), "budget": {"bytes": "0.5x"}}
     if "layers" in fields:
         yield small | {"layers": 0}
     if "average_bits" in fields:
@@ -101,13 +108,13 @@ def _planned(use: str, facts: Facts) -> Iterator[tuple[Pass, Facts]]:
     if facts.grids and not found.quantized:
         return  # as `compress check` refuses
     for given in _variants(use):
-        for kept in (given, {n: v for n, v in given.items() if n != "rank"}):  # which some choices have no use for
+        for unused in ((), ("rank",), ("group_size",), ("rank", "group_size")):  # by some choices
             try:
-                plugin = found(found.Settings(**kept))
+                plugin = found(found.Settings(**{n: v for n, v in given.items() if n not in unused}))
                 planned = plugin.plan(facts)
             except (BadSettings, ValidationError):
                 continue
-            yield plugin, planned
+            yield plugin, planned if found.library else planned.after(library=False)
             break
 
 
@@ -117,17 +124,18 @@ def _run(plugin: Pass, before: State, facts: Facts, given: dict[str, Any], folde
     (folder / "after").mkdir()
     data: dict[str, Source] = {role: given["data"][role] for role in plugin.data_uses()}
     torch.manual_seed(0)
-    context = Context(folder=folder / "work", data=data, parent=given["parent"], facts=before.facts)
-    after = plugin.run(Artifact.load(before.folder), context)
-    after.save(folder / "after")
+    surroundings = {"targets": plugin.targets(TARGETS), "facts": before.facts, **given, "data": data}
+    after = plugin.run(Artifact.load(before.folder), Context(folder=folder / "work", **surroundings))
+    (after if plugin.library else after.after(library=None)).save(folder / "after")
     opened = Artifact.load(folder / "after")
     plugin.ensures(Artifact.load(before.folder), opened)
-    measured = tree.facts(opened.model, "causal-lm")
-    history = ("masks", "grids", "trained", "dropped")  # no model tells its own
-    assert measured.after(**{n: getattr(facts, n) for n in history}) == facts, "the model is not what was planned"
-    assert facts.admits({n: opened.grids[n].fact for n in opened.grids})
+    found = known(opened, facts)
+    if facts.open:  # what could not be told before is chosen
+        return State(folder=folder / "after", planned=facts, facts=found)
+    assert found.after(grids=facts.grids) == facts, "the model is not what was planned"
+    assert facts.admits(found.grids)
     assert opened.masks.keys() == facts.masks.keys()
-    return State(folder=folder / "after", facts=facts)
+    return State(folder=folder / "after", planned=facts, facts=facts)
 
 
 def _check_masks(first: Artifact, second: Artifact, facts: Facts, *, again: bool = False) -> None:
@@ -152,8 +160,10 @@ def _check_masks(first: Artifact, second: Artifact, facts: Facts, *, again: bool
 
 
 @pytest.fixture(scope="module")
-def given(dense: State, sources: dict[str, Source]) -> dict[str, Any]:
-    return {"data": sources, "parent": lambda: Artifact.load(dense.folder)}
+def given(dense: State, sources: dict[str, Source], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what of its surroundings no pass makes."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {"data": sources, "parent": lambda: Artifact.load(dense.folder), "model": str(dense.folder), "cache": cache}
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +176,7 @@ def states(
     def make(use: str) -> list[State]:
         found: list[State] = []
         for plugin, facts in _planned(use, dense.facts):
-            if not any(facts == state.facts for state in found):  # what follows tells models apart by facts alone
+            if not any(facts == state.planned for state in found):  # what follows tells models apart by facts alone
                 found.append(_run(plugin, dense, facts, given, tmp_path_factory.mktemp(use)))
         return found
 
@@ -186,7 +196,7 @@ def test_masks_survive_what_follows(
             if care == 2 or later not in seen:
                 last = _run(following, state, later, given, tmp_path / str(next(count)))
                 again = getattr(following.settings, "again", False)
-                _check_masks(Artifact.load(state.folder), Artifact.load(last.folder), later, again=again)
+                _check_masks(Artifact.load(state.folder), Artifact.load(last.folder), last.facts, again=again)
                 pairs += 1
             if not care:
                 break
