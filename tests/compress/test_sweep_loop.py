@@ -61,12 +61,11 @@ def measurement(dense: float, child: float, half: float = 0.005, processes: int 
             "load_seconds": 0.0, "memory_mib": None, "file_mib": 1.0,
         }  # fmt: skip
 
-    return Measurement.model_validate(
-        {
-            "format": 1, "request": {}, "clock": "simulated", "cache": "", "processes": processes, "load_average": 0.0,
-            "machine": {}, "versions": {}, "engines": [engine(dense), engine(child)], "flags": [],
-        }
-    )  # fmt: skip
+    told = {"cache": "", "load_average": 0.0, "versions": {}, "flags": [], "machine": {"cpu": "none", "cores": 1}}
+    request = {"prompt": 16, "generate": GENERATE}
+    engines = [engine(dense), engine(child)]
+    about = {"format": 1, "clock": "simulated", "processes": processes, "request": request, "engines": engines}
+    return Measurement.model_validate({**told, **about})
 
 
 class Machine:
