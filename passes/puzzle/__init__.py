@@ -70,12 +70,14 @@ class Puzzle(Pass):
         """Return the target that the budget is about.
 
         Raises:
-            BadSettings: there is none of that name, or its graph has other floats than the precisions name.
+            BadSettings: there is none of that name, or none at all where the budget needs one, or its graph has other
+                floats than the precisions name.
         """
         name = self.settings.target
         if name and name not in given:
             raise BadSettings(f"no [[target]] has this name, got {name!r}{nearest(name, given)}", key="target")
         if not given:
+            self._check_unaimed()
             return {}
         target = given[name] if name else next(iter(given.values()))
         self._check_floats(target)
@@ -160,6 +162,12 @@ class Puzzle(Pass):
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check shapes, the library's tensors in their places, all else as it was, masks, and the plan."""
         checking.check(before, after, self.settings)
+
+    def _check_unaimed(self) -> None:
+        """Raise where the budget is about a request, which only a target tells."""
+        for limit in budgets.parse(self.settings.budget):
+            if limit.timed or limit.cost in ("kv_mib", "memory_mib"):
+                raise BadSettings(f"is about a request, got {limit}; add the [[target]] that tells it", key="budget")
 
     def _check_floats(self, target: Target) -> None:
         floats = offered.floats_of(self.settings)

@@ -72,7 +72,7 @@ class Prices:
         return self._told(piece.choice) if piece.choice else self.absent
 
     def _told(self, choice: Choice) -> dict[str, float]:
-        found = self.costs.costs(choice, self.target)
+        found = {"kv_mib": 0.0, **self.costs.costs(choice, self.target)}  # encoders keep none
         return {cost: value for cost, value in found.items() if self.timed or cost not in TIMES}
 
 

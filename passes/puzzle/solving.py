@@ -31,12 +31,14 @@ class Chosen:
         pieces: of every part, in order.
         solution: the solver's.
         build: the model as it will ship, by shapes.
+        limits: that it was chosen under, in units.
         closed: how the loop on the clock ended; None where no time was taken.
     """
 
     pieces: tuple[Piece, ...]
     solution: Solution
     build: Build
+    limits: Mapping[str, float]
     closed: loop.Closed | None = None
 
 
@@ -69,7 +71,8 @@ class Program:
         pieces = tuple(piece for offer in picks for piece in offer.pieces)
         build = build_of(self.facts, pieces)
         proposal = loop.Proposal(build=build, predicted=solution.totals, score=solution.score)
-        self.made.append((proposal, Chosen(pieces=pieces, solution=solution, build=build)))
+        made = Chosen(pieces=pieces, solution=solution, build=build, limits=dict(limits))
+        self.made.append((proposal, made))
         return proposal
 
     def problem(self, limits: Mapping[str, float], offsets: Mapping[str, float]) -> Problem:

@@ -36,19 +36,23 @@ def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Targ
     """Note the choice layer by layer, its score, and what it comes to; record the figures."""
     for line in table(chosen.pieces):
         context.report.note(line)
-    solution, costs, dense = chosen.solution, program.prices.costs, program.prices.dense
+    solution, costs = chosen.solution, program.prices.costs
+    dense = program.prices.dense | {each.cost: chosen.limits[each.cost] / each.share for each in limits if each.share}
     proof = "proven the least" if solution.proven else f"with a gap of {solution.gap:.3g}"
     context.report.note(f"its scores add up to {solution.score:.4g}, {proof} by {solution.solver.partition('/')[0]}")
     rows = [row for cost in solution.totals if (row := _row(cost, chosen, program, limits))]
     context.report.note(f"it comes to {'; '.join(rows)}, for target {target.name}")
     context.report.record("choice", {piece.slot: piece.name for piece in chosen.pieces})
     figures = {"score": solution.score, "gap": solution.gap, "bound": solution.bound, "seconds": solution.seconds}
-    prices = {"predicted": dict(solution.totals), "dense": dict(dense), "slack": dict(solution.slack)}
+    prices = {"predicted": dict(solution.totals), "dense": dense, "slack": dict(solution.slack)}
     context.report.record("solution", {**figures, **prices, "estimated": costs.estimated})
 
 
 def _row(cost: str, chosen: Chosen, program: Program, limits: Sequence[Limit]) -> str:
-    """Return what a choice comes to in one cost, on the clock where it was taken; nothing of times without a limit."""
+    """Return what a choice comes to in one cost, on the clock where it was taken.
+
+    Nothing of times that are not limited, nor of keys where there are none.
+    """
     limit = next((limit for limit in limits if limit.cost == cost), None)
     if cost in TIMES and limit is None:
         return ""
@@ -58,7 +62,9 @@ def _row(cost: str, chosen: Chosen, program: Program, limits: Sequence[Limit]) -
         engines = chosen.closed.best.measurement.engines if chosen.closed and chosen.closed.best.measurement else ()
         if engines and (times := [t.ms for e in engines if (t := time_of(e, cost))]):
             whole, value, how = times[0], times[-1], " measured"
-    told = f"{cost.removesuffix('_ms')} {amount(cost, value)}{how}" + (f", {value / whole:.3g}x" if whole else "")
+    if not whole:
+        return ""
+    told = f"{cost.removesuffix('_ms')} {amount(cost, value)}{how}, {value / whole:.3g}x"
     return told + (f" of {amount(cost, limit.of(whole))} allowed" if limit else "")
 
 

@@ -264,10 +264,11 @@ def test_an_encoder_by_its_classes(living: Tiny, context_of: Contexts, tmp_path:
     source = Source(given, "calibration", "classification", 0)
     for score in ("task", "lm", "kl"):
         context = context_of(data={"calibration": source})
-        plugin = puzzle(budget={"request": "0.8x", "weights_mib": "0.9x"}, profile=SHEET, score=score)
+        plugin = puzzle(budget={"request": "0.8x", "memory_mib": "0.9x"}, profile=SHEET, score=score)
         plugin.plan(facts_of(living("bert")))
         plugin.ensures(living("bert"), plugin.run(living("bert"), context))
         assert "decode_ms" not in figures(context)["predicted"]
+        assert "kv_mib" not in notes(context)
     with pytest.raises(BadSettings, match=r"an encoder has no decode, got decode 0\.5x"):
         puzzle(budget={"decode": "0.5x"}).plan(facts_of(living("bert")))
     with pytest.raises(BadSettings, match="counts right classes") as caught:
@@ -428,6 +429,8 @@ def test_targets_and_files(tmp_path: Path) -> None:
     two = {"a": Target(name="a"), "b": Target(name="b", precision="fp16")}
     assert list(puzzle().targets(two)) == ["a"]
     assert puzzle().targets({}) == {}
+    with pytest.raises(BadSettings, match=r"is about a request, got decode 0\.5x; add the"):
+        puzzle(budget={"decode": "0.5x"}).targets({})
     assert list(puzzle(target="b", precisions=("fp16",)).targets(two)) == ["b"]
     for given, key, what in (
         ({"target": "c"}, "target", "no .* has this name, got 'c'"),
