@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,8 +37,10 @@ PASSES = registry.names("passes")
 THOROUGH = "magnitude"
 SMALL = {
     "steps": 2, "tune_steps": 2, "batch": 2, "accumulation": 1, "rank": 2, "lr": 1e-3, "probes": 2, "entries": 4,
-    "heads": 0.4, "neurons": 0.25, "layers": 1, "multiple": 8, "group_size": 8,
+    "heads": 0.4, "neurons": 0.25, "layers": 1, "multiple": 8, "group_size": 8, "refine_cycles": 1, "choose_windows": 2,
+    "windows": 4,
 }  # fmt: skip
+UNUSED = ("rank", "group_size", "refine_cycles", "choose_windows")  # that some choices have no use for
 TARGETS = {"cpu": Target(prompt=16, generate=4)}
 TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "
 
@@ -49,6 +52,14 @@ class State:
     folder: Path
     planned: Facts
     facts: Facts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fleeting() -> Iterator[None]:
+    """Do not wait for the disk: nothing here outlives a failure of power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +119,7 @@ def _planned(use: str, facts: Facts) -> Iterator[tuple[Pass, Facts]]:
     if facts.grids and not found.quantized:
         return  # as `compress check` refuses
     for given in _variants(use):
-        for unused in ((), ("rank",), ("group_size",), ("rank", "group_size")):  # by some choices
+        for unused in itertools.chain.from_iterable(itertools.combinations(UNUSED, n) for n in range(len(UNUSED) + 1)):
             try:
                 plugin = found(found.Settings(**{n: v for n, v in given.items() if n not in unused}))
                 planned = plugin.plan(facts)

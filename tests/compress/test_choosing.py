@@ -85,6 +85,8 @@ FILE = """
 folder = "{root}/run"
 [model]
 source = "{root}/model"
+[data.calibration]
+length = 32
 [data.evaluation]
 source = "{root}/text.txt"
 windows = 4
