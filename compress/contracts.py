@@ -175,6 +175,7 @@ class Exporter(ABC):
     runtimes: ClassVar[tuple[str, ...]] = ()  # of `Target.runtime`, those that open what this writes
     uses: ClassVar[frozenset[DataUse]] = frozenset()
     streams: ClassVar[bool] = False  # whether it works on weights left on disk
+    patterns: ClassVar[tuple[str, ...]] = ()  # of zeros, as `N:M`, those that its runtimes have kernels for
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -203,11 +204,7 @@ Past = Sequence[tuple["np.ndarray", "np.ndarray"]]
 
 
 class Engine(ABC):
-    """A loaded engine: arrays in, arrays out, nothing of torch.
-
-    Attributes:
-        manifest: the content of `engine.json`.
-    """
+    """A loaded engine: arrays in, arrays out, nothing of torch; `manifest` is the content of `engine.json`."""
 
     manifest: Mapping[str, Any]
 

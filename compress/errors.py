@@ -65,6 +65,10 @@ class Diverged(UserFault):
     """Training whose loss became NaN, infinite or ran away; the last good state is kept."""
 
 
+class NoGain(UserFault):
+    """A pass that does not gain what the pipeline expects of it."""
+
+
 class Interrupted(UserFault):
     """Stopped from the keyboard; the run resumes where it was."""
 

@@ -15,6 +15,7 @@ import pytest
 
 from compress import contracts, registry
 from compress.contracts import Exporter, Pass
+from compress.settings.tables import ExportTable, PassTable
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("compress", "passes", "exporters", "solvers", "profiles")
@@ -182,7 +183,8 @@ def test_every_setting_is_described_and_frozen(room: str, name: str) -> None:
     assert [n for n, field in settings.model_fields.items() if not field.description] == []
     assert settings.model_config.get("frozen")
     assert settings.model_config.get("extra") == "forbid"
-    assert not {"use", "name", "targets"} & settings.model_fields.keys(), "the pipeline file uses these itself"
+    own = {*PassTable.model_fields, *ExportTable.model_fields}
+    assert not own & settings.model_fields.keys(), "the pipeline file uses these itself"
 
 
 @pytest.mark.parametrize(("room", "name"), PLUGINS)

@@ -29,6 +29,7 @@ from compress.facts import Facts
 from compress.pipeline import summary
 from compress.pipeline.console import Console
 from compress.pipeline.dry import Dry, tried
+from compress.pipeline.gains import Gains, Job
 from compress.pipeline.lock import locked
 from compress.pipeline.runner import Done, Runner
 from compress.settings import Pipeline
@@ -156,20 +157,17 @@ def report(folder: Path | str) -> Path:
 
 def _run(facts: list[Facts], runner: Runner) -> Run:
     started = time.monotonic()
-    pipeline, folder, console = runner.pipeline, runner.folder, runner.console
-    jobs = list(_exports(pipeline))
-    runner.count = 1 + len(pipeline.passes) + len(jobs) + 1 + len(pipeline.targets)
-    dense = last = runner.model()
-    for done, entry in enumerate(pipeline.passes, start=1):
-        last = runner.run_pass(entry, last, facts[done - 1], facts[done])
-        if facts[done].open:
-            facts[done:] = settings.check_rest(pipeline, done, runner.known(last, facts[done]))
+    folder, console = runner.folder, runner.console
+    runner.count = 2 + len(runner.pipeline.passes) + len(_exports(runner.pipeline)) + len(runner.pipeline.targets)
+    dense = runner.model()
+    facts, worth = _passes(facts, runner)
+    last, jobs = runner.done[-1], _exports(runner.pipeline)
     exported: list[Done] = []
     for index, (entry, target, name, parent) in enumerate(jobs, start=len(runner.done) + 1):
         source, known = (dense, facts[0]) if parent else (last, facts[-1])
         exported.append(runner.export(entry, source, known, target, name, (index, runner.count)))
     engines = {d.name: d.folder for d in exported if d.folder.parent.name == "engines"}
-    content = summary.write(runner, facts, dense, last, exported, engines)
+    content = summary.write(runner, facts, dense, last, exported, engines, worth)
     if runner.home == folder:  # else others' checkpoints may lie there
         shutil.rmtree(folder / "partial", ignore_errors=True)
     console.say(f"finished in {time.monotonic() - started:.0f} s; report: {folder / 'report.html'}")
@@ -178,19 +176,38 @@ def _run(facts: list[Facts], runner: Runner) -> Run:
     return Run(folder=folder, steps=tuple(runner.done), engines=engines, report=content, stored=runner.stored)
 
 
-def _exports(pipeline: Pipeline) -> Iterator[tuple[Any, Any, str, bool]]:
-    """Yield (entry, target, folder name, whether of the dense parent) for all that is to be exported."""
+def _passes(facts: list[Facts], runner: Runner) -> tuple[list[Facts], list[dict[str, Any]]]:
+    """Run the passes, again without one that gains too little; return the facts of what is left, and their worth."""
+    job = next((Job(*job[:3]) for job in _exports(runner.pipeline) if job[1] is not None), None)
+    gains = Gains(runner, job)
+    while True:
+        for number, entry in enumerate(runner.pipeline.passes[len(runner.done) - 1 :], start=len(runner.done)):
+            last = runner.run_pass(entry, runner.done[-1], facts[number - 1], facts[number])
+            if facts[number].open:
+                facts[number:] = settings.check_rest(runner.pipeline, number, runner.known(last, facts[number]))
+        found = gains.judge(facts)
+        number_gone = gains.settle(found)
+        if number_gone is None:
+            gains.clean()
+            return facts, gains.rows(found)
+        facts = gains.leave_out(number_gone, facts)
+
+
+def _exports(pipeline: Pipeline) -> list[tuple[Any, Any, str, bool]]:
+    """Return (entry, target, folder name, whether of the dense parent) of all that is to be exported."""
+    found: list[tuple[Any, Any, str, bool]] = []
     targets = {t.name: t for t in pipeline.targets}
     engine_entries = [e for e in pipeline.exports if isinstance(e.plugin, Exporter) and e.plugin.runtimes]
     for entry in pipeline.exports:
         if entry not in engine_entries:
-            yield entry, None, entry.name, False
+            found.append((entry, None, entry.name, False))
             continue
         for target in (targets[n] for n in entry.targets):
             name = target.name if len(engine_entries) == 1 else f"{target.name}-{entry.name}"
-            yield entry, target, name, False
+            found.append((entry, target, name, False))
             if pipeline.passes:
-                yield entry, target, f"{name}-dense", True
+                found.append((entry, target, f"{name}-dense", True))
+    return found
 
 
 def _opened(pipeline: Path | str | Pipeline) -> Pipeline:

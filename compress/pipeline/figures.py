@@ -15,6 +15,7 @@ from compress import artifact as artifacts
 from compress import files, measure
 from compress.contracts import Target
 from compress.evaluate import Evaluation, compare, evaluate_source
+from compress.measure import Measurement
 from compress.pipeline.code import code_digest
 from compress.pipeline.runner import Done, Runner
 from compress.sweep import clock
@@ -68,20 +69,43 @@ def latency(
 ) -> dict[str, Any]:
     """Return, as JSON, the measurement of the named engines on their target; the dense parent's first."""
     folders = [engines[n] for n in names]
-    key = files.digest_of(
-        {
-            "engines": [files.sha256(f / "engine.json") for f in folders],
-            "target": target.model_dump(mode="json"),
-            "code": code_digest("compress.measure"),
-            "clock": [files.sha256(p) for p in sorted(Path(measure.__file__).parent.glob("bench*.py"))],
-            "costs": runner.costs,
-        }
-    )
+    engine_files = [files.sha256(f / "engine.json") for f in folders]
+    key = files.digest_of({"engines": engine_files, "costs": runner.costs, **_timing(target)})
 
     def make() -> dict[str, Any]:
         return clock.timed(folders, target, runner.console, runner.costs).model_dump(mode="json")
 
     return _kept(runner, "latency", f"latency on {target.name}", key, index, make)
+
+
+def gained(
+    runner: Runner, target: Target, name: str, keys: Sequence[str], engines: Callable[[], list[Path]]
+) -> Measurement:
+    """Return the measurement of the engines before and after a pass.
+
+    Args:
+        runner: of the run.
+        target: of the engines.
+        name: of the pass.
+        keys: of the two exports.
+        engines: makes them, or finds them; not called where they were measured before.
+    """
+    key = files.digest_of({"gain": keys, **_timing(target)})
+
+    def make() -> dict[str, Any]:
+        return measure.measure(engines(), target, runner.console).model_dump(mode="json")
+
+    found = _kept(runner, "latency", f"what {name} gains on {target.name}", key, len(runner.done), make)
+    return Measurement.model_validate(found)
+
+
+def _timing(target: Target) -> dict[str, Any]:
+    """Return what decides a measurement, beside the engines."""
+    return {
+        "target": target.model_dump(mode="json"),
+        "code": code_digest("compress.measure"),
+        "clock": [files.sha256(p) for p in sorted(Path(measure.__file__).parent.glob("bench*.py"))],
+    }
 
 
 def _kept(

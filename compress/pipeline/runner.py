@@ -202,17 +202,18 @@ class Runner:
     # -- what leaves the house ----------------------------------------------------------------------------------
 
     def export(
-        self, entry: Entry, source: Done, facts: Facts, target: Target | None, name: str, position: Sequence[int]
-    ) -> Done:
+        self, entry: Entry, source: Done, facts: Facts, target: Target | None, name: str, position: Sequence[int],
+        room: str | None = None,
+    ) -> Done:  # fmt: skip
         """Export an artifact for a target; an engine is reopened and compared before its folder gets its name."""
         exporter = entry.plugin
         assert isinstance(exporter, Exporter)
         uses = exporter.data_uses(facts)
         key = self.keys.export(entry, artifacts.digest(source.folder), target, uses)
-        room = Path("engines" if exporter.runtimes else "exports") / name
-        folder = (self.home if source is self.done[0] else self.folder) / room
+        place = Path(room or ("engines" if exporter.runtimes else "exports")) / name
+        folder = (self.home if source is self.done[0] else self.folder) / place
         cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
-        self.console.begin(position[0], position[1], f"{entry.name} -> {room}", cached)
+        self.console.begin(position[0], position[1], f"{entry.name} -> {place}", cached)
         if cached:
             self.engines.check(folder) if exporter.runtimes else artifacts.check(folder)
         else:

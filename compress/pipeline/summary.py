@@ -19,6 +19,7 @@ from compress.facts import Facts
 from compress.measure import Measurement
 from compress.pipeline import figures
 from compress.pipeline.runner import MEASURED, Done, Runner
+from compress.report import gains
 
 _VERSIONS = ("compress-engine", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -30,6 +31,7 @@ def write(
     last: Done,
     exported: Sequence[Done],
     engines: Mapping[str, Path],
+    worth: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Measure what is not measured yet, write the report into the run folder and return its content."""
     pipeline, model = runner.pipeline, runner.pipeline.model
@@ -50,6 +52,7 @@ def write(
         "layers": _layers(last, facts[-1], runner),
         "quality": _quality(quality, runner),
         "engines": [],
+        "gains": list(worth),
         "profiles": _profiles(runner.done),
         "versions": _versions(),
         "machine": _machine(runner),
@@ -85,6 +88,8 @@ def headline(content: Mapping[str, Any]) -> list[str]:
                 f" (dense {dense[name]['value']:.4g}; difference {d['value']:+.3g} [{d['low']:+.3g}, {d['high']:+.3g}])"
             )
         lines.append(text)
+    for row in content["gains"]:
+        lines.append(f"{row['name']}: {gains.told(row)}")
     for engine in content["engines"]:
         measured = Measurement.model_validate(engine["latency"])
         lines.append(f"engine {engine['folder']}:")

@@ -10,6 +10,7 @@ from compress.measure import digits
 from compress.report import plots, words
 from compress.report.codes import codes
 from compress.report.costs import costs
+from compress.report.gains import gains
 from compress.report.html import Html, changed, facts, join, part, plain, table, tag
 from compress.report.timing import speed
 
@@ -172,4 +173,4 @@ def machine(content: Mapping[str, Any]) -> Html | None:
     )
 
 
-SECTIONS: tuple[Section, ...] = (quality, speed, layers, codes, costs, training, lineage, parity, truth, machine)
+SECTIONS: tuple[Section, ...] = (quality, speed, gains, layers, codes, costs, training, lineage, parity, truth, machine)

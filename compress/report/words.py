@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from compress.gain import NOISE
 from compress.measure import Time, digits
 
-NOISE = 0.03  # ratios of times repeat within 3 %; nearer to 1 is no difference
 PRUNED = 0.01  # a share of zeros below this is chance, not pruning
 _NAMES = {
     "perplexity": "Perplexity",

@@ -101,8 +101,8 @@ def _entry(
     plugin = faults.attempt(path, use, lambda: found(settings)) if settings is not None else None
     if head is None or plugin is None:
         return None
-    name, targets = getattr(head, "name", None), getattr(head, "targets", ())
-    return Entry(index + 1, use, name or default_name, plugin, places.line(path), targets)
+    own = {n: getattr(head, n) for n in ("targets", "expect", "on_no_gain") if n in common.model_fields}
+    return Entry(index + 1, use, getattr(head, "name", None) or default_name, plugin, places.line(path), **own)
 
 
 def _targets_of(entry: Entry, targets: Sequence[Target], faults: Faults) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
         start = start.after(stored=True)
         _judge_streams(pipeline, faults)
     _judge_targets(pipeline, start, faults)
+    _judge_gains(pipeline, faults)
     facts = _fold(pipeline, start, faults)
     _judge_data(pipeline, facts, faults)
     if len(facts) > len(pipeline.passes):
@@ -91,7 +92,7 @@ def _fold(pipeline: Pipeline, start: Facts, faults: Faults, done: int = 0) -> li
     facts, targets = [start], {t.name: t for t in pipeline.targets}
     for entry in pipeline.passes[done:]:
         assert isinstance(entry.plugin, Pass)
-        if entry.index != done + len(facts):
+        if faults.about("pass") and entry.index != done + len(facts):
             break  # the pass before it could not be read
         try:
             _judge_grids(entry, facts[-1])
@@ -159,6 +160,23 @@ def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
             key = "prompt" if target.prompt > facts.positions or not target.generate else "generate"
             what = f"prompt + generate is {tokens} tokens, and the model takes at most {facts.positions}"
             faults.add(("target", index, key), f"{what}; lower one of them")
+
+
+def _judge_gains(pipeline: Pipeline, faults: Faults) -> None:
+    """Refuse what no engine of this pipeline could show."""
+    if faults.about("target", "export", "pass"):
+        return  # which engines there are is not known
+    made = [t for e in pipeline.exports for t in pipeline.targets if t.name in e.targets]
+    needed = "needs an engine to be measured on, and no [[export]] writes one; [[export]] use = 'onnx' would do"
+    if pipeline.run.gain and not made:
+        faults.add(("run", "gain"), needed)
+    for entry in pipeline.passes:
+        path = ("pass", entry.index - 1, "expect" if entry.expect else "on_no_gain")
+        if entry.bound and not made:
+            faults.add(path, needed, entry.use)
+        elif entry.expect and entry.expect.decode_speedup and not made[0].generate:
+            what = f"decode_speedup needs tokens to be generated, and target {made[0].name!r} has generate = 0"
+            faults.add(path, f"{what}; prefill_speedup would do", entry.use)
 
 
 def _judge_data(pipeline: Pipeline, facts: list[Facts], faults: Faults) -> None:

@@ -14,6 +14,7 @@ from compress.contracts import Exporter, Pass, Settings, Target
 from compress.data.settings import DataSettings, Role
 from compress.errors import BadSettings
 from compress.facts import Task
+from compress.settings.expecting import Expect, OnNoGain, named
 from compress.settings.places import Places
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -27,6 +28,9 @@ class RunSettings(Settings):
 
     folder: Path = Field(Path("runs"), description="the run folder; by default runs/<name of the pipeline file>")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
+    gain: bool = Field(
+        False, description="measure what every pass is worth on its engine; else only those that `expect` something"
+    )
 
 
 class ComputeSettings(Settings):
@@ -110,6 +114,14 @@ class PassTable(Settings):
 
     use: str = Field(description="the pass")
     name: Name | None = Field(None, description="the step's name; by default the pass's, numbered when it repeats")
+    expect: Expect | None = Field(
+        None, description="what it is to gain on the engine of the first target, such as { decode_speedup = 1.2 }"
+    )
+    on_no_gain: OnNoGain = Field(
+        "keep", description="when it does not gain that, or without `expect` does not pay: go on, without it, or stop"
+    )
+
+    _named = field_validator("expect", mode="before")(named)
 
 
 class ExportTable(Settings):
@@ -135,6 +147,8 @@ class Entry:
         plugin: the plug-in with its settings.
         line: where its table begins.
         targets: of an export, the targets it serves; empty where it needs none.
+        expect: of a pass, what it is to gain.
+        on_no_gain: of a pass, what happens when it does not.
     """
 
     index: int
@@ -143,6 +157,13 @@ class Entry:
     plugin: Pass | Exporter
     line: int
     targets: tuple[str, ...] = ()
+    expect: Expect | None = None
+    on_no_gain: OnNoGain = "keep"
+
+    @property
+    def bound(self) -> bool:
+        """Whether it is held to what it gains."""
+        return self.expect is not None or self.on_no_gain != "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
