@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,13 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from compress import files
+from compress import files, hosts
 from compress.context import QuietReport, Report
 from compress.contracts import Target
 from compress.errors import BadModel, BadSettings, CompressError, Unavailable, UserFault
+from compress.following import follow
+from compress.hosts import Host
 
 _BENCH = Path(__file__).with_name("bench.py")
-RUNTIMES = ("onnxruntime",)
+RUNTIMES = ("onnxruntime", "torch", "torch-compiled")
 _MANIFEST = "engine.json"
 _DENSE = "-dense"  # ends the name of the parent's engine in a run folder
 
@@ -82,7 +81,13 @@ class Measurement(_Record):
 
 
 def measure(
-    folders: Sequence[Path], target: Target, report: Report | None = None, *, processes: int = 3, seconds: float = 2.0
+    folders: Sequence[Path],
+    target: Target,
+    report: Report | None = None,
+    *,
+    processes: int = 3,
+    seconds: float = 2.0,
+    host: Host | None = None,
 ) -> Measurement:
     """Time engine folders on the request of a target, interleaved; see `compress.bench` for the protocol.
 
@@ -92,6 +97,7 @@ def measure(
         report: shows a bar.
         processes: fresh processes to time in.
         seconds: what to aim at per phase and process.
+        host: where the clock runs, in place of this machine.
 
     Raises:
         UserFault: an engine cannot be loaded, or cannot run such a request there.
@@ -99,12 +105,24 @@ def measure(
     """
     request = target.model_dump(include={"batch", "prompt", "generate", "threads", "device"})
     options = {**request, "processes": processes, "seconds": seconds}
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        (report or QuietReport()).bar("measuring", processes + len(folders)) as bar,
+    ):
         result = Path(scratch) / "figures.json"
-        arguments = [*map(str, folders), *(f"--{k}={v}" for k, v in options.items()), f"--json={result}"]
-        with (report or QuietReport()).bar("measuring", processes + len(folders)) as bar:
+        there = [host.put(f) for f in folders] if host else list(map(str, folders))
+        written = f"{host.folder}/{result.name}" if host else str(result)
+        arguments = [*there, *(f"--{k}={v}" for k, v in options.items()), f"--json={written}"]
+        if host:
+            for file in sorted(_BENCH.parent.glob("bench_*.py")):
+                host.put(file)
+            _run(host.command(_BENCH, *arguments), bar, host)
+            host.get(written, result)
+        else:
             _run([sys.executable, str(_BENCH), *arguments], bar)
-        return Measurement.model_validate_json(result.read_text(encoding="utf-8"))
+        found = Measurement.model_validate_json(result.read_text(encoding="utf-8"))
+    engines = [e.model_copy(update={"folder": str(f)}) for e, f in zip(found.engines, folders, strict=True)]
+    return found.model_copy(update={"engines": tuple(engines)})
 
 
 def check(target: Target) -> None:
@@ -207,27 +225,12 @@ def _engine_of(path: Path, target: Target | None) -> Path:
     return named[0]
 
 
-def _run(command: list[str], bar: Any) -> None:
-    """Run the clock, moving the bar at every part it announces; an exception takes its processes down too."""
-    last = "it said nothing"
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # our folder's names must not hide the libraries'
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as process:
-        assert process.stderr is not None
-        try:
-            parts = 0
-            for line in filter(None, map(str.strip, process.stderr)):
-                if line.startswith("progress:"):
-                    bar.advance(min(parts, 1))
-                    parts += 1
-                    bar.show(line.removeprefix("progress: "))
-                else:
-                    last = line
-            bar.advance()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        kind = UserFault if process.returncode == 2 else CompressError
-        raise kind(f"measuring: {last.removeprefix('bench: ')}")
+def _run(command: list[str], bar: Any, host: Host | None = None) -> None:
+    """Run the clock, moving the bar at every part it announces."""
+    status, last = follow(command, bar)
+    if host and status not in (0, 2):
+        raise hosts.fault(host.name, status, last)
+    if status:
+        said = last.removeprefix("bench: ")
+        kind = UserFault if status == 2 else CompressError
+        raise kind(f"measuring: {host.told(said) if host else said}")

@@ -36,6 +36,8 @@ class Wanted:
         processes: fresh processes per measurement.
         seconds: to aim at, per phase and process.
         seed: of weights and of the whole models.
+        host: where engines are timed, as ssh takes it; empty = on this machine.  They are built here all the same.
+        python: what runs Python there.
     """
 
     model: str
@@ -54,6 +56,8 @@ class Wanted:
     processes: int = 3
     seconds: float = 1.0
     seed: int = 0
+    host: str = ""
+    python: str = "python3"
 
 
 @dataclass(frozen=True, kw_only=True)

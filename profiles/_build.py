@@ -50,7 +50,7 @@ class Workshop:
         self.choices, self._target = tuple(dict.fromkeys(choices)), target
         if len({(c.part.family, c.part.hidden) for c in self.choices}) != 1:
             raise BadSettings("parts of one profile run must have one family and one hidden size", key="shape")
-        artifact = _sampler(config, task, (*self.choices, self.choices[0]), seed)  # the last one is never used
+        artifact = sampler(config, task, (*self.choices, self.choices[0]), seed)  # the last one is never used
         exporter = exporter_for(target)
         folder.mkdir(parents=True, exist_ok=True)
         context = Context(folder=folder, seed=seed)
@@ -97,28 +97,28 @@ def names_of(artifact: Artifact) -> Names:
     return Names(blocks=prefixes, outside=outside, embedding=same)
 
 
-def _sampler(config: Any, task: Task, choices: Sequence[Choice], seed: int) -> Artifact:
+def sampler(config: Any, task: Task, choices: Sequence[Choice], seed: int, vocabulary: int = SMALL) -> Artifact:
     """Return a model with one block for each choice, of which only that part is there."""
     config = copy.deepcopy(config)
-    config.vocab_size = SMALL
+    config.vocab_size = vocabulary
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(number := getattr(config, name, None), int) and number >= SMALL:
+        if isinstance(number := getattr(config, name, None), int) and number >= vocabulary:
             setattr(config, name, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = plain(config, task, len(choices))
         width = tree.layout(model)[0].head_dim
         fill_(model, [_config(c.part, width) for c in choices])
-        grids = {}
+        codes = {}
         for block, choice in zip(tree.blocks(model), choices, strict=True):
             for name, linear in tree.block_linears(model).items():
                 if name.startswith(f"{block}."):
                     kept = kept_of(linear.weight, choice.pattern)
                     linear.weight.data *= kept
                     if fact := _precision.parse(choice.precision).grid:
-                        grids[name] = grid_(linear, kept, fact)
+                        codes[name] = grid_(linear, kept, fact)
     tokenizer: Any = None  # nothing here reads texts
-    return Artifact(model=model, tokenizer=tokenizer, task=task, grids=grids)
+    return Artifact(model=model, tokenizer=tokenizer, task=task, grids=codes)
 
 
 def plain(config: Any, task: Task, count: int) -> PreTrainedModel:

@@ -71,7 +71,7 @@ class Taken(_Record):
     """How and when."""
 
     date: str
-    load: tuple[float, float] = Field(description="least and largest load average seen")
+    load: tuple[float, float] | None = Field(None, description="least and largest load average seen")
     clock_mhz: float | None = Field(None, description="mean clock of the cores, where the system tells")
     clock: str = Field("", description="what the clock counts")
     cache: str = Field("", description="what the cache holds when a run begins")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-import shutil
-import subprocess
-from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.contracts import Target
 from compress.errors import UserFault
+from compress.hosts import Host
+from profiles import _probe
+from profiles._probe import NOT_INSTALLED
 
-OPTIONS = {"inter_op_threads": "1", "session.intra_op.allow_spinning": "0"}  # as `compress.bench` opens engines
-_ISA = re.compile(r"avx.*|amx_.*|f16c|fma|sse4_2|asimd.*|sve.*|i8mm|bf16|fphp")
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+OPTIONS = {  # by runtime, as `compress.bench` opens engines
+    "onnxruntime": {"inter_op_threads": "1", "session.intra_op.allow_spinning": "0"},
+    "torch": {"mode": "eager"},
+    "torch-compiled": {"mode": "compiled", "dynamic": "1"},
+}
+_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "torch-compiled": ("torch",)}
 
 
 class ForeignProfile(UserFault):
@@ -43,16 +43,21 @@ class Machine(BaseModel):
     precision: str = Field("fp32", description="floating-point type of the graph")
 
 
-def here(target: Target) -> Machine:
-    """Return this machine as the target uses it."""
+def here(target: Target, host: Host | None = None) -> Machine:
+    """Return this machine, or the one that is reached there, as the target uses it.
+
+    Raises:
+        UserFault: the target's device cannot be told.
+    """
     names = _DISTRIBUTIONS.get(target.runtime, (target.runtime,))
-    versions = [v for v in map(_version, names) if v]
-    model, features, memory, driver = _processor() if target.device == "cpu" else _gpu()
+    found = host.script(Path(_probe.__file__), target.device, *names) if host else _probe.probe(target.device, names)
+    if fault := found.pop("fault", None):
+        raise UserFault(f"{host.name}: {fault}" if host else fault)
+    if host and found["version"] == NOT_INSTALLED:
+        raise UserFault(f"{host.name}: has no {target.runtime}; install it there, for {host.python}")
     return Machine(
-        device=target.device, model=model, features=features, cores=os.cpu_count() or 1, memory_mib=memory,
-        driver=driver, system=f"{platform.system()} {platform.machine()}", runtime=target.runtime,
-        version=versions[0] if versions else "not installed", options=OPTIONS, threads=target.threads,
-        precision=target.precision,
+        device=target.device, runtime=target.runtime, options=OPTIONS.get(target.runtime, {}), threads=target.threads,
+        precision=target.precision, **found,
     )  # fmt: skip
 
 
@@ -85,43 +90,3 @@ def trust(what: str, taken: Machine, wanted: Machine, *, allow_foreign: bool) ->
     if not allow_foreign:
         raise ForeignProfile(f"{told}; take one there with `compress profile`, or allow it with --allow-foreign")
     return f"{told}; used all the same, as allowed"
-
-
-def clock_mhz() -> float | None:
-    """Return the mean clock of the cores now, None where the system does not tell."""
-    found = [float(v) for v in re.findall(r"^cpu MHz\s*: ([\d.]+)$", _cpuinfo(), re.MULTILINE)]
-    return sum(found) / len(found) if found else None
-
-
-def _processor() -> tuple[str, tuple[str, ...], float, None]:
-    import psutil
-
-    info = _cpuinfo()
-    model = re.search(r"^(?:model name|Model)[ \t]*: (.+)$", info, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)[ \t]*: (.+)$", info, re.MULTILINE)
-    features = sorted(f for f in (flags[1].split() if flags else ()) if _ISA.fullmatch(f))
-    return model[1] if model else platform.machine(), tuple(features), psutil.virtual_memory().total / 2**20, None
-
-
-def _gpu() -> tuple[str, tuple[str, ...], float, str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        raise UserFault("device 'cuda': no nvidia-smi here, so that the GPU cannot be told; is the driver installed?")
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode or not done.stdout.strip():
-        raise UserFault(f"device 'cuda': nvidia-smi says: {' '.join(done.stdout.split()) or 'nothing'}")
-    name, memory, driver = (t.strip() for t in done.stdout.splitlines()[0].split(","))
-    return name, (), float(memory), driver
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,19 +11,23 @@ from typing import Any
 
 from compress import measure
 from compress.contracts import Target
+from compress.hosts import Host
 from compress.measure import Figures, Measurement
 from compress.measure import Phase as Clocked
 from compress.profiling import Wanted
 from profiles._build import Workshop
 from profiles._costs import Phase
 from profiles._file import Document, Measured, Taken, Timing, Whole, write
-from profiles._machine import clock_mhz, here
+from profiles._machine import here
 from profiles._parts import Choice
 from profiles._planning import Plan
+from profiles._probe import clock_mhz
 from profiles._slopes import Found, Unmeasurable, plain, through
+from profiles._whole import Wholesale
 
 AT_ONCE = 3  # parts that are timed in one run of the clock
 ATTEMPTS = 3  # each with twice the time of the last
+_STACKED = ("onnxruntime",)  # runtimes that open graphs, of which any block can be stacked on any
 _BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
 
 
@@ -37,15 +40,19 @@ class Session:
         document: the profile so far.
         path: where it is written after every run of the clock; None = nowhere.
         scratch: for engines; vanishes with the session.
+        host: where they are timed; None = here.
     """
 
-    def __init__(self, wanted: Wanted, plan: Plan, document: Document, path: Path | None, scratch: Path) -> None:
-        self.wanted, self.plan, self.document, self.path = wanted, plan, document, path
+    def __init__(
+        self, wanted: Wanted, plan: Plan, document: Document, path: Path | None, scratch: Path, host: Host | None = None
+    ) -> None:
+        self.wanted, self.plan, self.document, self.path, self._host = wanted, plan, document, path, host
         self._scratch, self._numbers = scratch, itertools.count()
         self._built: dict[tuple[tuple[Choice, ...], int | None], Path] = {}
         self._memory: dict[Choice, float | None] = {}
         every = (*plan.block, *plan.choices)
-        self._workshop = Workshop(plan.config, wanted.task, every, wanted.target, scratch / "trace", wanted.seed)
+        made = Workshop if wanted.target.runtime in _STACKED else Wholesale
+        self._workshop = made(plan.config, wanted.task, every, wanted.target, scratch / "trace", wanted.seed)
         self._reference = self.engine(plan.block * wanted.copies[0])
 
     def engine(self, order: Sequence[Choice], vocabulary: int | None = None) -> Path:
@@ -58,10 +65,11 @@ class Session:
     def run(self, request: tuple[int, int], folders: Sequence[Path], attempt: int = 0) -> Measurement:
         """Time engines beside the reference, on a request, the longer the later the attempt."""
         target = self.target(request)
-        seconds = self.wanted.seconds * 2**attempt
-        found = measure.measure([self._reference, *folders], target, processes=self.wanted.processes, seconds=seconds)
-        load, taken = os.getloadavg()[0], self.document.taken
-        span = (min(load, taken.load[0]), max(load, taken.load[1]))
+        options = {"processes": self.wanted.processes, "seconds": self.wanted.seconds * 2**attempt, "host": self._host}
+        found = measure.measure([self._reference, *folders], target, **options)
+        load, taken = found.load_average, self.document.taken
+        seen = (load, *(taken.load or ()))
+        span = (min(seen), max(seen))
         self._change_(taken=taken.model_copy(update={"load": span, "clock": found.clock, "cache": found.cache}))
         return found
 
@@ -171,10 +179,12 @@ class Session:
 
     def forget(self) -> None:
         """Delete the engines built so far; the reference stays."""
-        for key, folder in list(self._built.items()):
-            if folder != self._reference:
-                shutil.rmtree(folder)
-                del self._built[key]
+        gone = {key: folder for key, folder in self._built.items() if folder != self._reference}
+        if self._host:
+            self._host.forget(list(gone.values()))
+        for key, folder in gone.items():
+            shutil.rmtree(folder)
+            del self._built[key]
 
     def _change_(self, **changes: Any) -> None:
         self.document = Document.model_validate({**dict(self.document), **changes})
@@ -204,11 +214,11 @@ def _timings(request: tuple[int, int], times: Mapping[Phase, Found]) -> tuple[Ti
     )  # fmt: skip
 
 
-def new_document(wanted: Wanted) -> Document:
-    """Return a profile of this machine that holds nothing yet."""
-    load = os.getloadavg()[0]
+def new_document(wanted: Wanted, host: Host | None = None) -> Document:
+    """Return a profile of this machine, or of the one that is reached there, that holds nothing yet."""
+    machine = here(wanted.target, host)
     taken = Taken(
-        date=datetime.date.today().isoformat(), load=(load, load), clock_mhz=clock_mhz(), copies=wanted.copies,
+        date=datetime.date.today().isoformat(), clock_mhz=None if host else clock_mhz(), copies=wanted.copies,
         processes=wanted.processes, seconds=wanted.seconds,
     )  # fmt: skip
-    return Document(machine=here(wanted.target), taken=taken)
+    return Document(machine=machine, taken=taken)

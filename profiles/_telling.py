@@ -55,7 +55,7 @@ def _about(profile: Profile) -> list[str]:
     return [
         f"latency profile of {machine.device}, {machine.model}, {machine.cores} cores",
         f"{machine.runtime} {machine.version}, {machine.threads} threads, {machine.precision}, taken {taken.date}, "
-        f"load {taken.load[0]:.1f} to {taken.load[1]:.1f}",
+        f"load {' to '.join(f'{load:.1f}' for load in taken.load) if taken.load else 'unknown'}",
         f"{taken.clock or 'no clock'}, slopes between {', '.join(map(str, taken.copies))} copies, "
         f"{taken.processes} processes; ms with half the 95 % interval",
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,11 @@ from compress.context import Context
 from compress.contracts import Export, Exporter, Target
 from compress.engines.manifest import seal
 from compress.errors import BadSettings, Unavailable
-from compress.facts import Planned, Task
+from compress.facts import Facts, Planned, Task
 from compress.grid import Grid
 from compress.profiling import Build
 from profiles import _build
+from profiles._parts import Choice
 
 _NOTE = "random weights: an engine to be timed, whose values mean nothing"
 
@@ -32,8 +35,7 @@ def engine(
     if missing := exporter.available():
         raise Unavailable(missing)
     artifact = stand_in(model, task, build)
-    facts = tree.facts(artifact.model, task).after(grids=grids.facts(artifact.grids))
-    exporter.plan(facts, target)
+    exporter.plan(_facts(artifact), target)
     with files.atomic_folder(folder) as new:
         seal(artifact, exporter, target, _export(artifact, exporter, target, new), new)
     return folder
@@ -66,6 +68,33 @@ def stand_in(model: str, task: Task, build: Build, seed: int = 0) -> Artifact:
         model=made, tokenizer=loading.read_tokenizer(source), task=task, masks=masks, grids=codes,
         lineage=(Step(use="stand-in", notes=(_NOTE,)),),
     )  # fmt: skip
+
+
+class Wholesale:
+    """What `Workshop` is, for runtimes whose engines cannot be stacked: every engine is exported anew.
+
+    Args and errors are those of `Workshop`.
+    """
+
+    def __init__(
+        self, config: Any, task: Task, choices: Sequence[Choice], target: Target, folder: Path, seed: int = 0
+    ) -> None:
+        self._make = partial(_build.sampler, config, task, seed=seed)
+        self._exporter, self._target = _build.exporter_for(target), target
+        known = self._make(tuple(dict.fromkeys(choices)))
+        self._exporter.plan(_facts(known), target)
+
+    def build(self, order: Sequence[Choice], folder: Path, vocabulary: int | None = None) -> Path:
+        """Write an engine of some of the parts into a new folder, and return it; see `Workshop.build`."""
+        artifact = self._make(order, vocabulary=vocabulary or _build.SMALL)
+        folder.mkdir(parents=True)
+        exported = _export(artifact, self._exporter, self._target, folder)
+        files.write_json(folder / "engine.json", {**exported.facts, "precision": self._target.precision})
+        return folder
+
+
+def _facts(artifact: Artifact) -> Facts:
+    return tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
 
 
 def _realise_(

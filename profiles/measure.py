@@ -15,14 +15,17 @@ from __future__ import annotations
 import itertools
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import hosts
 from compress.context import Report
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings
 from compress.facts import Task
+from compress.hosts import Host
 from compress.profiling import Build, Profiler, Wanted
 from profiles import _file, roofline
 from profiles._file import Document, Profile
@@ -64,7 +67,15 @@ class Measure(Profiler):
         from profiles import _planning, _taking  # seconds of torch, which looking at a profile need not wait for
 
         plan = _planning.plan(wanted)
-        document = _taking.new_document(wanted)
+        with _reached(wanted) as host:
+            self._take(wanted, plan, _taking.new_document(wanted, host), path, host, report)
+        return self.lines(path)
+
+    def _take(
+        self, wanted: Wanted, plan: Any, document: Document, path: Path, host: Host | None, report: Report
+    ) -> None:
+        from profiles import _planning
+
         if path.exists():
             old = _file.read(path)
             trust(old.name, old.machine, document.machine, allow_foreign=False)
@@ -74,22 +85,22 @@ class Measure(Profiler):
         models = _planning.wholes(plan, wanted.models, wanted.seed)
         jobs = _jobs(document, plan.requests, (*plan.choices, *plan.block), plan.base, models)
         if jobs:
-            _with_session(wanted, plan, document, path, lambda session: _work(session, jobs, report))
-        return self.lines(path)
+            _with_session(wanted, plan, document, path, host, lambda session: _work(session, jobs, report))
 
     def check(self, wanted: Wanted, path: Path, report: Report, *, allow_foreign: bool = False) -> list[str]:
         """Measure a random tenth of a profile again and return lines about how far it has drifted."""
         from profiles import _planning
 
         profile = _file.read(path)
-        told = trust(profile.name, profile.machine, here(wanted.target), allow_foreign=allow_foreign)
         plan = _planning.plan(wanted)
         held = [c for c in plan.choices if c in profile.choices]
         if not held:
             raise BadSettings(f"{path}: holds no part of {wanted.model}; nothing can be measured again", key="check")
         chosen = random.Random(wanted.seed).sample(held, -(-len(held) // 10))
-        found: list[str] = [told] if told else []
-        with report.bar("measuring again", len(chosen)) as bar:
+        found: list[str] = []
+        with _reached(wanted) as host, report.bar("measuring again", len(chosen)) as bar:
+            if told := trust(profile.name, profile.machine, here(wanted.target, host), allow_foreign=allow_foreign):
+                found.append(told)
 
             def again(session: Session) -> None:
                 for choice in chosen:
@@ -97,7 +108,7 @@ class Measure(Profiler):
                         found.extend(_drift(profile, choice, request, session))
                     bar.advance()
 
-            _with_session(wanted, plan, profile.document, None, again)
+            _with_session(wanted, plan, profile.document, None, host, again)
         return found
 
     def lines(self, path: Path | str) -> list[str]:
@@ -180,11 +191,18 @@ def _drift(profile: Profile, choice: Choice, request: Request, session: Session)
     return found
 
 
-def _with_session(wanted: Wanted, plan: Any, document: Document, path: Path | None, work: Any) -> None:
+def _reached(wanted: Wanted) -> AbstractContextManager[Host | None]:
+    """Return what yields the machine on which engines are timed; None for this one."""
+    return hosts.reached(wanted.host, wanted.python) if wanted.host else nullcontext()
+
+
+def _with_session(
+    wanted: Wanted, plan: Any, document: Document, path: Path | None, host: Host | None, work: Callable[[Session], None]
+) -> None:
     from profiles._taking import Session
 
     with tempfile.TemporaryDirectory() as scratch:
-        work(Session(wanted, plan, document, path, Path(scratch)))
+        work(Session(wanted, plan, document, path, Path(scratch), host))
 
 
 def _chunks(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:

@@ -22,6 +22,7 @@ def _numbers(name: str, what: str) -> Callable[[Callable[..., Any]], Callable[..
 @verb(
     "compress profile pipeline.toml -o laptop.json --neurons 256 --neurons 512 --precision fp32 --precision int4-g128",
     "compress profile demo --shape ffn:64,128 --prompt 32 -o laptop.json",
+    "compress profile pipeline.toml -o board.json --on pi@raspberry",
     "compress profile pipeline.toml -o laptop.json --check",
 )
 @click.argument("source", required=False)
@@ -45,6 +46,11 @@ def _numbers(name: str, what: str) -> Callable[[Callable[..., Any]], Callable[..
     "--seconds", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Per phase and process."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and whole models.")
+@click.option("--on", "host", default="", metavar="USER@HOST", help="Time the engines there, over ssh.")
+@click.option("--python", default="python3", show_default=True, help="With --on: what runs Python there.")
+@click.option("--runtime", help="Of a model that comes without a pipeline: onnxruntime, torch or torch-compiled.")
+@click.option("--device", help="Likewise: cpu or cuda.")
+@click.option("--threads", type=click.IntRange(min=1), help="Likewise: threads of one operator.")
 @click.option("--check", is_flag=True, help="Measure a random tenth again, tell the drift, and write nothing.")
 @click.option("--allow-foreign", is_flag=True, help="With --check: the profile may be of another machine.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of profile files, and do no more.")
@@ -78,7 +84,8 @@ def profile(
 
 def _wanted(
     source: str, target: str | None, prompt: tuple[int, ...], batch: tuple[int, ...], copies: str,
-    precisions: tuple[str, ...], patterns: tuple[str, ...], **rest: Any,
+    precisions: tuple[str, ...], patterns: tuple[str, ...], runtime: str | None, device: str | None,
+    threads: int | None, **rest: Any,
 ) -> Wanted:  # fmt: skip
     """Return the wishes that a pipeline file and the options tell."""
     from compress.contracts import Target
@@ -90,9 +97,12 @@ def _wanted(
     if source.endswith(".toml"):
         given = of_pipeline(source, target)
     own: Target = given["target"]
-    if not source.endswith(".toml") and (prompt or batch):  # a model alone has no request of its own
-        changes = {"prompt": (prompt or (own.prompt,))[0], "batch": (batch or (own.batch,))[0]}
-        given["target"] = own = own.model_copy(update=changes)
+    about = {k: v for k, v in (("runtime", runtime), ("device", device), ("threads", threads)) if v}
+    if source.endswith(".toml") and about:
+        raise click.UsageError(f"--{min(about)}: the pipeline's [[target]] says that; choose one with --target")
+    if not source.endswith(".toml"):  # a model alone has no target of its own
+        about |= {"prompt": (prompt or (own.prompt,))[0], "batch": (batch or (own.batch,))[0]}
+        given["target"] = own = own.model_copy(update=about)
     requests = [(b, p) for b in (own.batch, *batch) for p in (own.prompt, *prompt)]
     return Wanted(
         **given, requests=tuple(dict.fromkeys(requests)), copies=tuple(int(n) for n in copies.split(",")),

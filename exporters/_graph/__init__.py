@@ -14,21 +14,24 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch.export import Dim
 from transformers import PreTrainedModel
 
 from compress import files
 from compress.engines.twin import twin
 from compress.facts import Task
 from compress.grid import Grid
+from exporters._graph.calls import Call, decoder_call, encoder_call
 from exporters._graph.products import Bytes, Kernel, replace_
 from exporters._graph.tracing import trace
-from exporters._graph.wrappers import Decoder, Encoder, KeyValues, kept
+from exporters._graph.wrappers import KeyValues
 
-__all__ = ["Bytes", "Graph", "Kernel", "KeyValues", "decoder", "encoder", "with_codes", "write"]
+__all__ = [
+    "TYPES", "Bytes", "Call", "Graph", "Kernel", "KeyValues", "decoder", "decoder_call", "encoder", "encoder_call",
+    "with_codes", "write",
+]  # fmt: skip
 
 SIDE_FILE_BYTES = 1_800_000_000  # weights beyond this go to a side file: a protobuf file ends at 2 GiB
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +52,13 @@ class Graph:
 
 def decoder(model: PreTrainedModel, precision: str, opset: int) -> Graph:
     """Return the graph of a causal model, keys and values in the precision, logits always float32."""
-    with twin(model, _TYPES[precision], "cpu") as same:
-        layers = kept(same)
-        batch, sequence, past, total = (Dim(n) for n in ("batch", "sequence", "past", "total"))
-        # Three tensors: what is one object here would be one input of the graph.
-        ids, mask, positions = (torch.ones(2, n, dtype=torch.int64) for n in (3, 8, 3))
-        pairs = [tuple(torch.zeros(2, k.heads, 5, k.head_dim, dtype=same.dtype) for _ in range(2)) for k in layers]
-        pair = {0: batch, 2: past}
-        names = [f"{k.layer}.{part}" for k in layers for part in ("key", "value")]
-        traced = trace(
-            Decoder(same, layers),
-            (ids, mask, positions, pairs),
-            ({0: batch, 1: sequence}, {0: batch, 1: total}, {0: batch, 1: sequence}, [(pair, pair) for _ in layers]),
-            ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
-            ["logits", *(f"present.{n}" for n in names)],
-            opset,
-        )
+    with twin(model, TYPES[precision], "cpu") as same:
+        call = decoder_call(same)
+        traced = trace(call, opset)
+    layers = call.past
     for value, layer in zip(traced.graph.outputs[1:], (k for k in layers for _ in range(2)), strict=True):
         value.shape = ir.Shape(["batch", layer.heads, "total", layer.head_dim])  # traced as past + sequence
-    return Graph(model=traced, past=tuple(layers))
+    return Graph(model=traced, past=layers)
 
 
 def encoder(model: PreTrainedModel, task: Task, precision: str, opset: int) -> Graph:
@@ -75,16 +66,8 @@ def encoder(model: PreTrainedModel, task: Task, precision: str, opset: int) -> G
 
     It takes `token_type_ids` if the model tells types apart.
     """
-    with twin(model, _TYPES[precision], "cpu") as same:
-        config: Any = same.config
-        typed = getattr(config, "type_vocab_size", 1) > 1
-        batch, sequence = Dim("batch"), Dim("sequence")
-        names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
-        arguments = tuple(torch.ones(2, 3, dtype=torch.int64) for _ in names)
-        shapes = tuple({0: batch, 1: sequence} for _ in names)
-        output = "embedding" if task == "embedding" else "logits"
-        traced = trace(Encoder(same, task), arguments, shapes, names, [output], opset)
-    return Graph(model=traced)
+    with twin(model, TYPES[precision], "cpu") as same:
+        return Graph(model=trace(encoder_call(same, task), opset))
 
 
 def with_codes(

@@ -6,36 +6,25 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import nn
+
+from exporters._graph.calls import Call
 
 
-def trace(
-    module: nn.Module,
-    arguments: tuple[Any, ...],
-    shapes: tuple[Any, ...],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    opset: int,
-) -> ir.Model:
-    """Return the graph of a module; tracing twice gives the same bytes.
+def trace(call: Call, opset: int) -> ir.Model:
+    """Return the graph of a call, the names of its parameters without `model`; tracing twice gives the same bytes.
 
     Args:
-        module: wraps the model under the name `model`, which its parameters' names lose again.
-        arguments: examples, no two of them one tensor, no size 0 or 1.
-        shapes: the dynamic axes of the arguments, in their structure.
-        inputs: the graph's names of the arguments, flat.
-        outputs: the graph's names of the results, flat.
+        call: what to trace.
         opset: version of the ONNX operators.
     """
     with _quiet():
         program = torch.onnx.export(
-            module.eval(), arguments, dynamo=True, dynamic_shapes=shapes, input_names=inputs, output_names=outputs,
-            opset_version=opset, optimize=False, verbose=False,
+            call.module.eval(), call.arguments, dynamo=True, dynamic_shapes=call.shapes, input_names=call.inputs,
+            output_names=call.outputs, opset_version=opset, optimize=False, verbose=False,
         )  # fmt: skip
         assert program is not None
         _transpose_weights_(program.model.graph)

@@ -53,7 +53,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Work
             config = AutoConfig.for_model(family, vocab_size=100, **SIZES[family])
             task: Any = "causal-lm" if family != "bert" else "classification"
             choices = _choices(family)
-            model = _build._sampler(config, task, (*choices, choices[0]), 0).model
+            model = _build.sampler(config, task, (*choices, choices[0]), 0).model
             made[family] = (Workshop(config, task, choices, Target(), tmp_path_factory.mktemp(family)), model)
         return made[family]
 
