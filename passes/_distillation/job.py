@@ -93,6 +93,9 @@ class Job:
 
 def answer(folder: Path) -> Answer:
     """Do the training in a folder, unless it is done, and return what went wrong."""
+    if not (folder / _CARD).exists():
+        what = f"{folder}: not seen by the process that was given it"
+        return {"kind": "Unavailable", "text": f"{what}; the run folder must be one that all machines of a cluster see"}
     job = Job.read(folder)
     try:
         if not (folder / _RESULT).exists():

@@ -50,13 +50,16 @@ def hands(workers: int, device: torch.device, folder: Path, threads: int) -> Ite
         finally:
             idle.put(worker)
 
-    threads_ = ThreadPoolExecutor(workers)
+    asking = ThreadPoolExecutor(workers)
     try:
-        yield (lambda job: threads_.submit(ask, job)), workers + 1
+        yield (lambda job: asking.submit(ask, job)), workers + 1
     finally:
-        threads_.shutdown(wait=False, cancel_futures=True)
+        asking.shutdown(wait=False, cancel_futures=True)
         for worker in team:
-            worker.end()
+            worker.kill()
+        asking.shutdown()
+        for worker in team:
+            worker.close()
 
 
 class _Worker:
@@ -65,6 +68,7 @@ class _Worker:
     def __init__(self, log: Path, environment: dict[str, str]) -> None:
         self._log, self._environment = log, environment
         self._process: subprocess.Popen[str] | None = None
+        self._ended = False
 
     def ask(self, job: Path) -> Answer:
         """Let the process do a job and return its answer.
@@ -72,6 +76,8 @@ class _Worker:
         Raises:
             Died: it ended before it answered.
         """
+        if self._ended:
+            raise Died("the run ended")
         process = self._process = self._process or self._start()
         assert process.stdin
         assert process.stdout
@@ -88,11 +94,18 @@ class _Worker:
         with process:
             raise Died(self._why(process.wait()))
 
-    def end(self) -> None:
-        """End the process, in the middle of a job, too."""
+    def kill(self) -> None:
+        """Kill the process, in the middle of a job, too; it is not asked again."""
+        self._ended = True
+        if process := self._process:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Close what led to and from a killed process, once nobody listens any more."""
         if self._process:
-            with self._process as process:
-                process.kill()
+            with self._process:
+                self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
         with self._log.open("w") as log:

@@ -67,7 +67,11 @@ class Stream:
 
     def keep(self, chunk: int, path: Path) -> None:
         """Let a chunk's file stand at a second place too, where it stays when the chunk passes on."""
-        files.link(str(self._path(chunk)), str(path))
+        partial = path.with_name(f"{path.name}.new")
+        partial.unlink(missing_ok=True)
+        with files.disk_errors(path):
+            files.link(str(self._path(chunk)), str(partial))
+            partial.replace(path)
 
     def _hold(self, chunk: int, hidden: Tensor) -> None:
         if sum(h.nbytes for h in self._memory.values()) + hidden.nbytes <= MEMORY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +23,12 @@ from compress.data import Source
 from compress.data.settings import DataSettings
 from compress.errors import BadModel, BadSettings, BrokenPromise, Diverged, Unavailable, UserFault
 from compress.facts import MaskFact
-from passes._distillation import DistilSettings, Student, error, job, packing, processes, teach
+from passes._distillation import DistilSettings, Student, cluster, error, job, packing, processes, teach
+from passes._distillation.job import Answer
 from passes._layerwise import Chunk
 from passes._library import Library, Variant, joined, masks_of, module, realise_, variants
 from passes._masks import keep_n_of_m
+from passes._train import train_
 from passes.bld import Bld
 from tests.conftest import CAUSAL, ENCODERS, branched, lively, uneven
 
@@ -143,7 +146,7 @@ def test_every_family_learns_and_no_variant_gets_worse(tiny: Tiny, around: Calla
     better = {v.part for v in found if (record := library.record(v) or {})["after"] < record["before"]}
     assert len(found) == 4
     assert better == {"attention", "ffn"}
-    picks = {(v.block, v.part): v for v in found}
+    picks: dict[tuple[int, str], Variant] = {(v.block, v.part): v for v in found}
     small = realise_(before, picks, library)
     assert tree.layout(small.model) == tuple(b.config for b in [_both(found, i) for i in range(2)])
 
@@ -155,7 +158,6 @@ def _both(found: list[Variant], index: int) -> Variant:
 
 def test_siblings_get_no_gradient(tiny: Tiny, around: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[str], set[str]]] = []
-    train_ = job.train_
 
     def look(groups: Any, loss_of: Callable[[int], Tensor], *rest: Any, **more: Any) -> Any:
         block = next(o.cell_contents for o in loss_of.__closure__ if hasattr(o.cell_contents, "block")).block  # type: ignore[union-attr]
@@ -406,10 +408,30 @@ def test_a_training_goes_on_in_its_midst(
     assert entries(plugin.run(alive(tiny), around()).library) == serial
 
 
-def test_ray_gives_the_same_bytes(tiny: Tiny, around: Callable[..., Context], serial: dict[str, bytes]) -> None:
+def frail(folder: Path) -> Answer:
+    """Answer, but for one job die in its midst the first time."""
+    if folder.name == "01-ffn-50%" and not (folder / "marker").exists():
+        (folder / "marker").touch()
+        os.kill(os.getpid(), 9)
+    return job.answer(folder)
+
+
+def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
+    tiny: Tiny, around: Callable[..., Context], serial: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="Ray is not installed; pip install compress-engine[ray]")
-    found = bld(**FEW).run(alive(tiny), around("ray", workers=2, cluster="ray"))
+    monkeypatch.setattr(cluster, "answer", frail)
+    report = QuietReport()
+    found = bld(**FEW).run(alive(tiny), around("ray", workers=2, cluster="ray", report=report))
     assert entries(found.library) == serial
+    assert ["block 1, ffn 50%" in death for death in report.measured["deaths"]] == [True]
+
+
+def test_a_worker_that_cannot_see_the_run_folder_says_so(tmp_path: Path) -> None:
+    told = job.answer(tmp_path / "elsewhere")
+    assert told
+    assert isinstance(job.fault(told), Unavailable)
+    assert "all machines of a cluster see" in told["text"]
 
 
 def test_ray_that_is_not_installed_is_asked_for(
@@ -479,6 +501,16 @@ def test_estimate_grows_with_what_is_trained(tiny: Tiny) -> None:
     assert coupled.disk_mib > alone.disk_mib > 4 * facts.parameters / 2**20
     assert min(coupled.seconds, longer.seconds) > alone.seconds
     assert bld(**{**FEW, "ffn": ("parent", "none"), "attention": ("parent",)}).estimate(facts).trainable == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_blocks_are_trained_where_the_model_is(tiny: Tiny, around: Callable[..., Context], workers: int) -> None:
+    artifact = alive(tiny)
+    artifact.to_(torch.device("cuda"))
+    made = bld(**FEW).run(artifact, around(device=torch.device("cuda"), workers=workers))
+    library = Library(made.library or Path())
+    assert sum((library.record(v) or {})["best"] > 0 for v in library.variants()) >= 3
 
 
 def test_ensures_finds_each_kind_of_damage(tiny: Tiny, around: Callable[..., Context]) -> None:
