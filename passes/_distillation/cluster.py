@@ -25,13 +25,14 @@ def hands(context: Context, threads: int) -> Iterator[tuple[Submit, int]]:
     Raises:
         Unavailable: Ray is not installed, or the cluster cannot be reached.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a cluster that Ray starts tells its maker of itself
     ray = _ray()
     address = os.environ.get("RAY_ADDRESS")
     ours = not ray.is_initialized()
     if ours:
         cores = {} if address else {"num_cpus": context.workers * threads, "include_dashboard": False}
         try:
-            ray.init(address=address or "local", log_to_driver=False, **cores)
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **cores)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).partition("\n")[0]
             raise Unavailable(f"[compute] engine = 'ray': no cluster could be reached or started ({first})") from None
