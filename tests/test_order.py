@@ -25,11 +25,12 @@ from compress import blocks, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Pass, PassSettings, Target
-from compress.data import Source
+from compress.data import Role, Source
 from compress.data.settings import DataSettings
 from compress.errors import BadSettings
 from compress.facts import Facts, MaskFact
 from compress.known import known
+from tests.conftest import standing, uneven
 
 PASSES = registry.names("passes")
 # The first state that this one leaves meets every variant of the next pass; its other states, and the first of every
@@ -41,6 +42,7 @@ SMALL = {
     "windows": 4,
 }  # fmt: skip
 UNUSED = ("rank", "group_size", "refine_cycles", "choose_windows")  # that some choices have no use for
+ROLES: tuple[Role, ...] = ("calibration", "training")
 TARGETS = {"cpu": Target(prompt=16, generate=4)}
 TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "
 
@@ -54,6 +56,14 @@ class State:
     facts: Facts
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The dense model, and the surroundings of every pass."""
+
+    dense: State
+    given: dict[str, Any]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def fleeting() -> Iterator[None]:
     """Do not wait for the disk: nothing here outlives a failure of power."""
@@ -63,20 +73,37 @@ def fleeting() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def dense(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> State:
-    folder = tmp_path_factory.mktemp("dense")
-    artifact = tiny("llama-tied")
-    artifact.save(folder)
-    facts = tree.facts(artifact.model, "causal-lm")
+def ground(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ground]:
+    """Return a maker of the dense model of a kind, and of what of its surroundings no pass makes."""
+
+    @functools.cache
+    def make(kind: str) -> Ground:
+        root = tmp_path_factory.mktemp(kind)
+        (root / "dense").mkdir()
+        artifact = tiny(kind)
+        artifact.save(root / "dense")
+        (root / "text.txt").write_text(TEXT * 200)
+        words = TEXT.split()
+        rows = (f'"{" ".join(words[i % 5 : 6 + i % 7])}",{i % 2}' for i in range(16))
+        (root / "classes.csv").write_text("\n".join(["text,label", *rows]))
+        source = "text.txt" if artifact.task == "causal-lm" else "classes.csv"
+        settings = DataSettings(source=str(root / source), windows=4, length=16)
+        given = {
+            "data": {role: Source(settings, role, artifact.task, 0, root / role) for role in ROLES},
+            "parent": lambda: Artifact.load(root / "dense"),
+            "model": str(root / "dense"),
+            "cache": root / "cache",
+        }
+        return Ground(dense=_state(root / "dense"), given=given)
+
+    return make
+
+
+def _state(folder: Path) -> State:
+    """Return what is known of an artifact that was not planned."""
+    artifact = Artifact.load(folder)
+    facts = tree.facts(artifact.model, artifact.task)
     return State(folder=folder, planned=facts, facts=facts)
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "text.txt").write_text(TEXT * 200)
-    settings = DataSettings(source=str(folder / "text.txt"), windows=4, length=16)
-    return {role: Source(settings, role, "causal-lm", 0, folder / role) for role in ("calibration", "training")}
 
 
 def _variants(use: str) -> Iterator[dict[str, Any]]:
@@ -171,24 +198,16 @@ def _check_masks(first: Artifact, second: Artifact, facts: Facts, *, again: bool
 
 
 @pytest.fixture(scope="module")
-def given(dense: State, sources: dict[str, Source], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what of its surroundings no pass makes."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {"data": sources, "parent": lambda: Artifact.load(dense.folder), "model": str(dense.folder), "cache": cache}
-
-
-@pytest.fixture(scope="module")
-def states(
-    dense: State, given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], list[State]]:
+def states(ground: Callable[[str], Ground], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[State]]:
     """Return a maker of what a pass leaves of the dense model: one state for each plan that its variants make."""
+    here = ground("llama-tied")
 
     @functools.cache
     def make(use: str) -> list[State]:
         found: list[State] = []
-        for plugin, facts in _planned(use, dense.facts):
+        for plugin, facts in _planned(use, here.dense.facts):
             if not any(facts == state.planned for state in found):  # what follows tells models apart by facts alone
-                found.append(_run(plugin, dense, facts, given, tmp_path_factory.mktemp(use)))
+                found.append(_run(plugin, here.dense, facts, here.given, tmp_path_factory.mktemp(use)))
         return found
 
     return make
@@ -196,9 +215,13 @@ def states(
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.product(PASSES, PASSES)])
 def test_masks_survive_what_follows(
-    first: str, second: str, states: Callable[[str], list[State]], given: dict[str, Any], tmp_path: Path
+    first: str,
+    second: str,
+    states: Callable[[str], list[State]],
+    ground: Callable[[str], Ground],
+    tmp_path: Path,
 ) -> None:
-    count = itertools.count()
+    given, count = ground("llama-tied").given, itertools.count()
     pairs = 0
     for number, state in enumerate(states(first)):
         care = (first == THOROUGH) + (number == 0)
@@ -217,10 +240,39 @@ def test_masks_survive_what_follows(
     assert pairs, f"no settings of {first} and {second} go together; `_variants` must find some"
 
 
-def test_the_law_sees_a_mask_that_grew_and_a_pattern_that_is_lost(dense: State, tiny: Callable[..., Artifact]) -> None:
-    name = next(iter(dense.facts.shapes))
+@pytest.mark.parametrize("change", [uneven, standing])
+@pytest.mark.parametrize("kind", ["llama-tied", "bert"])
+@pytest.mark.parametrize("use", PASSES)
+def test_blocks_may_be_unlike(
+    use: str,
+    kind: str,
+    change: Callable[[Artifact], Artifact],
+    ground: Callable[[str], Ground],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Parts are absent, or a linear stands in for them: as they are and behind masks, every pass works on them."""
+    here, start = ground(kind), tmp_path / "start"
+    start.mkdir()
+    change(Artifact.load(here.dense.folder)).save(start)
+    for name, value in {"group_size": -1, "multiple": 1, "score_rank": 2}.items():  # which fit any linear
+        monkeypatch.setitem(SMALL, name, value)
+    unlike = _state(start)
+    pruning, masked = next(_planned(THOROUGH, unlike.facts))
+    pruned = _run(pruning, unlike, masked, here.given, tmp_path / "pruned")
+    for number, state in enumerate((unlike, pruned)):
+        plugin, planned = next(_planned(use, state.facts))
+        last = _run(plugin, state, planned, here.given, tmp_path / str(number))
+        _check_masks(Artifact.load(state.folder), Artifact.load(last.folder), last.facts)
+
+
+def test_the_law_sees_a_mask_that_grew_and_a_pattern_that_is_lost(
+    ground: Callable[[str], Ground], tiny: Callable[..., Artifact]
+) -> None:
+    known_ = ground("llama-tied").dense.facts
+    name = next(iter(known_.shapes))
     mask = (torch.arange(32 * 64) % 4 < 2).view(64, 32)
-    facts = dense.facts.after(masks={name: MaskFact("2:4", 0.5)})
+    facts = known_.after(masks={name: MaskFact("2:4", 0.5)})
     first = tiny("llama-tied").after(masks={name: mask})
     tree.block_linears(first.model)[name].weight.data[~mask] = 0
     _check_masks(first, first, facts)
