@@ -60,7 +60,9 @@ class SpaceSettings(PassSettings):
         description="variants of the FFN: 'parent', '75%' (a share of the neurons), 'linear' (one linear), 'none'",
     )
     kv: Literal["pool", "select"] = Field(
-        "pool", description="fewer key heads: means of neighbours, or those that add most, the others' queries idle"
+        "select",
+        description="fewer key heads: those that add most, the others' queries idle at first, or means of neighbours, "
+        "which lose more before training and about as much after it",
     )
     multiple: int = Field(
         64,

@@ -54,13 +54,16 @@ def contribution(x: Tensor, reader: Tensor, units: int, removed: Tensor | None =
     total = torch.zeros(units, dtype=torch.float64, device=x.device)
     for at in range(0, len(x), _ROWS):
         some = x[at : at + _ROWS]
-        parts = some.view(len(some), units, -1).transpose(0, 1)
-        square = (parts @ gram).mul_(parts).sum(-1).double()
+        if len(gram) == reader.shape[1]:  # of single columns: the same, many times as fast
+            square = some.square().mul_(gram.view(-1)).double()
+        else:
+            parts = some.view(len(some), units, -1).transpose(0, 1)
+            square = (parts @ gram).mul_(parts).sum(-1).t().double()
         if removed is not None:
             gone = removed[at : at + _ROWS].float()
             cross = (gone @ reader).mul_(some).view(len(some), units, -1).sum(-1)
-            square += 2 * cross.t() + gone.square().sum(-1)
-        total += square.clamp_(min=0).sqrt_().sum(1)
+            square += 2 * cross + gone.square().sum(-1, keepdim=True)
+        total += square.clamp_(min=0).sqrt_().sum(0)
     return total
 
 

@@ -229,19 +229,21 @@ def test_masks_allow_selection_alone(tiny: Tiny) -> None:
             variants(facts, SpaceSettings(**{**asked, **given}))
         assert caught.value.key == key
 
-    refused("kv", r"fill the zeros of model.layers.0.self_attn.q_proj, got 'kv 1' with 'pool'; 'select'")
-    refused("attention", r"'linear' is a product .* fills the zeros of model", attention=("linear",), kv="select")
+    refused("kv", r"fill the zeros of model.layers.0.self_attn.q_proj, got 'kv 1' with 'pool'; 'select'", kv="pool")
+    refused("attention", r"'linear' is a product .* fills the zeros of model", attention=("linear",))
     refused(
         "ffn",
         r"'linear' is a product .* fills the zeros of model.layers.0.mlp.gate_proj",
         ffn=("linear",),
         attention=(),
     )
-    found = {v.key: v for v in variants(facts, SpaceSettings(**asked, kv="select"))}
+    found = {v.key: v for v in variants(facts, SpaceSettings(**asked))}
     assert found["00-attention-kv-1"].select
     assert (found["00-ffn-30%"].config.ffn, found["00-ffn-30%"].group) == (24, 4)  # of 19.2, in twelves
+    left = {v.name for v in variants(facts, SpaceSettings(multiple=8)) if v.part == "attention"}
+    assert left == {"parent", "kv 50%", "none"}  # 'linear' is of the defaults, which are not held against anyone
     facts = facts.after(masks={n: MaskFact("1:32", 0.5) for n in facts.shapes})
-    refused("attention", "a mask in groups of 32, and a key head 16 columns, which cut them", kv="select")
+    refused("attention", "a mask in groups of 32, and a key head 16 columns, which cut them")
 
 
 @pytest.mark.parametrize("kind", KINDS)
