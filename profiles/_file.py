@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from compress import files
 from compress.errors import UserFault
 from profiles._costs import Costs, NotMeasured, Phase, Time
-from profiles._fit import Line, between, fit
+from profiles._fit import Line, between, drifting, fit
 from profiles._machine import Machine
 from profiles._parts import Base, Choice
 
@@ -153,16 +153,19 @@ class Profile(Costs):
 
     @cached_property
     def _lines(self) -> dict[tuple[Phase, int], dict[int, Line]]:
-        sums: dict[tuple[Phase, int, int], list[tuple[float, float]]] = defaultdict(list)
+        points: dict[tuple[Phase, int, int], list[tuple[float, float, int]]] = defaultdict(list)
         for whole in self.document.wholes:
-            every = [self.document.parts[i].choice for i in whole.parts]
+            every, seen = [self.document.parts[i].choice for i in whole.parts], Counter[tuple[Phase, int, int]]()
             for t in whole.times:
                 known = [self._times[c].get((t.phase, t.batch), {}).get(t.length) for c in every]
                 if all(known):
-                    sums[t.key].append((sum(k.ms for k in known if k), t.ms))
+                    points[t.key].append((sum(k.ms for k in known if k), t.ms, seen[t.key]))
+                seen[t.key] += 1
         found: dict[tuple[Phase, int], dict[int, Line]] = defaultdict(dict)
-        for (phase, batch, length), pairs in sums.items():
-            found[phase, batch][length] = fit(*zip(*pairs, strict=True))
+        for phase in dict.fromkeys(key[0] for key in points):
+            lines = {key: fit(*zip(*some, strict=True)) for key, some in points.items() if key[0] == phase}
+            for (_, batch, length), line in drifting(lines).items():
+                found[phase, batch][length] = line
         return found
 
     def time(self, choice: Choice, phase: Phase, batch: int, length: int) -> Time:

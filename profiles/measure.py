@@ -3,8 +3,9 @@
 Every shape is exported once, by the exporter of the target's runtime, with random weights; engines of N and 2N copies
 are stacked of it and timed in fresh processes, in turns with a reference engine (`compress.bench`), so that a busy
 machine bends nothing.  The slope between the depths is the part's time; what is left of the whole model without blocks
-is the base; and whole models of random parts tell what sums of parts miss.  A time that is negative, or not sure, is
-measured again for longer: what stays doubtful is flagged, and what takes no time at all fails.
+is the base; and whole models of random parts, timed at several times, tell what sums of parts miss, and how far the same
+machine strays from itself.  A time that is negative, or not sure, is measured again for longer: what stays doubtful is
+flagged, and what takes no time at all fails.
 
 The file is written after every run of the clock; taken again, a profile is gone on with where it stopped, and what it
 holds is not measured twice.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import itertools
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -37,6 +39,7 @@ from profiles._telling import figures, lines
 if TYPE_CHECKING:
     from profiles._taking import Session
 
+TAKES = 3  # of whole models, as far apart as the run is long
 DRIFT = 0.10  # of a time: what two takes may differ by, beside their own intervals
 Request = tuple[int, int]
 
@@ -144,20 +147,31 @@ Job = tuple[str, Request, tuple[Any, ...]]
 def _jobs(
     document: Document, requests: Sequence[Request], choices: Sequence[Choice], base: Choice, models: Sequence[Any]
 ) -> list[Job]:
-    """Return the runs of the clock that are left to do, of each request first parts, then the base, then wholes."""
+    """Return the runs of the clock that are left to do, of each request first parts, then the base, then wholes.
+
+    Wholes are taken again when all else is done: a machine is never twice the same, and intervals have to say so.
+    """
     from profiles._taking import AT_ONCE
 
     held = {p.choice: {(t.batch, t.length) for t in p.times} for p in document.parts}
+    places = {p.choice: i for i, p in enumerate(document.parts)}
+    taken = Counter((w.parts, (t.batch, t.length)) for w in document.wholes for t in w.times if t.phase == "prefill")
+
+    def wholes(request: Request, take: int) -> list[Job]:
+        keys = {m: tuple(places.get(c, -1) for c in (base, *m)) for m in models}
+        left = [m for m, parts in keys.items() if taken[parts, request] <= take]
+        return [("wholes", request, chunk) for chunk in _chunks(left, AT_ONCE)]
+
     found: list[Job] = []
     for request in requests:
         parts = [c for c in dict.fromkeys(choices) if request not in held.get(c, ())]
         found += [("parts", request, chunk) for chunk in _chunks(parts, AT_ONCE)]
         if request not in held.get(base, ()):
             found.append(("base", request, ()))
-        places = {p.choice: i for i, p in enumerate(document.parts)}
-        there = {w.parts for w in document.wholes if request in {(t.batch, t.length) for t in w.times}}
-        left = [m for m in dict.fromkeys(models) if tuple(places.get(c, -1) for c in (base, *m)) not in there]
-        found += [("wholes", request, chunk) for chunk in _chunks(left, AT_ONCE)]
+        found += wholes(request, 0)
+    for take in range(1, TAKES):
+        for request in requests:
+            found += wholes(request, take)
     return found
 
 

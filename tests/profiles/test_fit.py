@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compress.measure import Phase
-from profiles._fit import between, fit
+from profiles._fit import between, drifting, fit
 from profiles._slopes import plain, through
 
 
@@ -75,3 +75,20 @@ def test_intervals_hold_as_often_as_they_promise() -> None:
         line = fit(list(sums[:8]), list(measured[:8]))
         inside += abs(measured[8] - line.at(sums[8])) <= line.margin(sums[8], 0.0)
     assert 0.93 <= inside / count <= 0.97
+
+
+def test_intervals_hold_at_another_time_too() -> None:
+    """Three takes of two lines whose wholes move together, and a whole of a fourth time."""
+    rng, inside, count = np.random.default_rng(1), 0, 2000
+    for _ in range(count):
+        sums, lines = rng.uniform(1, 10, 9), {}
+        for name in "ab":
+            own = 1 + 0.01 * rng.standard_normal(8)
+            takes = [(0.5 + 1.2 * sums[:8]) * own * (1 + 0.03 * rng.standard_normal()) for _ in range(3)]
+            lines[name] = fit(list(sums[:8]) * 3, list(np.concatenate(takes)), [k for k in range(3) for _ in range(8)])
+        line = drifting(lines)["a"]
+        later = (0.5 + 1.2 * sums[8]) * (1 + 0.01 * rng.standard_normal()) * (1 + 0.03 * rng.standard_normal())
+        inside += abs(later - line.at(sums[8])) <= line.margin(sums[8], 0.0)
+    assert 0.92 <= inside / count <= 0.985
+    assert line.count == 8
+    assert drifting({"x": fit([1, 2, 3, 4, 5], [1, 2, 3, 4, 6])})["x"].drift == 0
