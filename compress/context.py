@@ -37,6 +37,9 @@ class Report(Protocol):
     def note(self, text: str) -> None:
         """Print a line that also stays in the lineage of the step: a fallback, a choice, a surprise."""
 
+    def tell(self, text: str) -> None:
+        """Print a line that is not kept: of what was measured, which differs from run to run."""
+
     def record(self, name: str, value: Any) -> None:
         """Keep a measured figure, or append to a curve, under `name` in the step's `measured.json`."""
 
@@ -46,6 +49,7 @@ class QuietReport:
     """A report that only remembers: for the Python face and for tests."""
 
     notes: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     measured: dict[str, list[Any]] = field(default_factory=dict)
 
     @contextmanager
@@ -56,6 +60,10 @@ class QuietReport:
     def note(self, text: str) -> None:
         """Remember the note."""
         self.notes.append(text)
+
+    def tell(self, text: str) -> None:
+        """Remember the line."""
+        self.told.append(text)
 
     def record(self, name: str, value: Any) -> None:
         """Remember the figure."""

@@ -56,6 +56,10 @@ class Console:
         self.notes.append(text)
         self.say(f"  {text}")
 
+    def tell(self, text: str) -> None:
+        """Print a line of measured values, which belong to no lineage."""
+        self.say(f"  {text}")
+
     def record(self, name: str, value: Any) -> None:
         """Keep a measured value of the step."""
         self.measured.setdefault(name, []).append(value)

@@ -43,7 +43,7 @@ def timed(
             return found
     for cost in wide:
         known = 100 * margin(time_of(found.engines[-1], cost))
-        report.note(
+        report.tell(
             f"{cost.removesuffix('_ms')}: known within {known:.2g} % after {found.processes} processes; closer than "
             f"{100 * half:g} % is not resolvable on this machine"
         )

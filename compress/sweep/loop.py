@@ -90,7 +90,7 @@ class _Loop:
         best = self._best() or min(self.rounds, key=lambda r: r.excess)
         if not best.met:
             count = len(self.rounds)
-            self.report.note(f"not met in {count} rounds; the nearest plan is {best.excess:.1%} over its budget")
+            self.report.tell(f"not met in {count} rounds; the nearest plan is {best.excess:.1%} over its budget")
         return Closed(rounds=tuple(self.rounds), best=best)
 
     def _next(self) -> _Plan | None:
@@ -162,7 +162,7 @@ class _Loop:
     def _tell(self, done: Round) -> None:
         number = len(self.rounds)
         for cost, figure in done.figures.items():
-            self.report.note(f"round {number}: {cost.removesuffix('_ms')} {figure.told(cost)}")
+            self.report.tell(f"round {number}: {cost.removesuffix('_ms')} {figure.told(cost)}")
         figures = {cost: asdict(f) for cost, f in done.figures.items()}
         told = {"round": number, "score": done.proposal.score, "met": done.met, "figures": figures}
         self.report.record("rounds", told)

@@ -40,6 +40,10 @@ class Line:
         """Say a note."""
         _say("note", text)
 
+    def tell(self, text: str) -> None:
+        """Say a line of measured values."""
+        _say("tell", text)
+
     def record(self, name: str, value: Any) -> None:
         """Say a figure."""
         _say("record", name, value)

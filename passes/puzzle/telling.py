@@ -41,7 +41,7 @@ def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Targ
     proof = "proven the least" if solution.proven else f"with a gap of {solution.gap:.3g}"
     context.report.note(f"its scores add up to {solution.score:.4g}, {proof} by {solution.solver.partition('/')[0]}")
     rows = [row for cost in solution.totals if (row := _row(cost, chosen, program, limits))]
-    context.report.note(f"it comes to {'; '.join(rows)}, for target {target.name}")
+    context.report.tell(f"it comes to {'; '.join(rows)}, for target {target.name}")
     context.report.record("choice", {piece.slot: piece.name for piece in chosen.pieces})
     figures = {"score": solution.score, "gap": solution.gap, "bound": solution.bound, "seconds": solution.seconds}
     prices = {"predicted": dict(solution.totals), "dense": dense, "slack": dict(solution.slack)}

@@ -164,7 +164,7 @@ def test_on_a_wild_machine_it_is_honest(seed: int, wild: float, share: float) ->
         assert closed.proposal.score == min(r.proposal.score for r in kept)
     else:
         assert len(closed.rounds) == 8
-        assert "not met in 8 rounds; the nearest plan is" in report.notes[-1]
+        assert "not met in 8 rounds; the nearest plan is" in report.told[-1]
     assert len(report.measured["rounds"]) == len(closed.rounds)
 
 
@@ -198,7 +198,7 @@ def test_what_the_machine_cannot_resolve_is_judged_by_its_middle_and_told() -> N
     closed = machine.close(0.6, report)
     assert closed.met
     assert not closed.best.resolved
-    assert "not resolvable on this machine" in report.notes[0]
+    assert "not resolvable on this machine" in report.told[0]
     assert Machine(summed, half=0.009).close(0.6).best.resolved
 
 
@@ -222,7 +222,7 @@ def test_sizes_are_arithmetic_and_nothing_is_timed() -> None:
     closed = loop.close(budgets.parse({"weights_mib": "0.5x"}), propose, _never, report, dense=dense)
     assert closed.met
     assert closed.best.measurement is None
-    assert report.notes == ["round 1: weights_mib 39 MiB, limit 40 MiB"]
+    assert report.told == ["round 1: weights_mib 39 MiB, limit 40 MiB"]
 
 
 def _never(build: Build) -> Measurement:
@@ -264,11 +264,11 @@ def test_ratios_are_measured_until_they_are_known() -> None:
     found = clock.timed([], Target(), report, ["decode_ms"], clock=measure)
     assert asked == [3, 6]
     assert found.processes == 6
-    assert not report.notes
+    assert not report.told
     asked.clear()
     clock.timed([], Target(), report, ["decode_ms"], clock=measure, half=0.001)
     assert asked == [3, 6, 12]
-    assert report.notes == [
+    assert report.told == [
         "decode: known within 0.33 % after 12 processes; closer than 0.1 % is not resolvable on this machine"
     ]
     asked.clear()

@@ -97,7 +97,7 @@ def figures(context: Context) -> dict[str, Any]:
 
 def notes(context: Context) -> str:
     assert isinstance(context.report, QuietReport)
-    return "\n".join(context.report.notes)
+    return "\n".join([*context.report.notes, *context.report.told])
 
 
 # The choice.
@@ -252,7 +252,7 @@ def test_masks_hold(living: Tiny, context_of: Contexts) -> None:
     for name, mask in after.masks.items():
         assert (mask.view(-1, 4).sum(1) == 2).all()
         assert not after.tensor(f"{name}.weight")[~mask].any()
-    for given in ({"attention": ("parent", "linear")}, {"attention": ("parent", "kv 50%")}):
+    for given in ({"attention": ("parent", "linear")}, {"attention": ("parent", "kv 50%"), "kv": "pool"}):
         with pytest.raises(BadSettings, match="fill"):
             puzzle(**given).plan(facts)
 
