@@ -13,9 +13,9 @@ Cost: one forward of the training windows through the parent, a block at a time,
 through one block.  A worker holds one block; on disk are the hidden states at the doors of the blocks in work.
 Keeps: the model, bit for bit, with masks and plan; under a mask variants are trained with their zeros.
 Helps: wherever blocks are then chosen; a small model wants a higher rate than the default (demo model, one block, 100
-steps of 4 windows of 128 tokens at 3e-3: `kv 50%` goes from 3.5 % of the block's output to 1.1 %, linear attention from
-10.3 % to 7.8 %, half the neurons from 0.80 % to 0.65 %, a linear FFN from 6.9 % to 4.5 %; at 1e-3 to 1.7, 9.1, 0.68 and
-5.4 %, at 1e-2 half the neurons gain next to nothing).
+steps of 4 windows of 128 tokens at 3e-3: pooled `kv 50%` goes from 3.5 % of the block's output to 1.1 %, linear
+attention from 10.3 % to 7.8 %, half the neurons from 0.80 % to 0.65 %, a linear FFN from 6.9 % to 4.5 %; at 1e-3 to
+1.7, 9.1, 0.68 and 5.4 %, at 1e-2 half the neurons gain next to nothing).
 Hurts: blocks know only what the parent gives, so errors that meet downstream are not seen; that is for training the
 whole afterwards.  Few training windows fit their text, as held-out errors tell.
 """
