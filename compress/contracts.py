@@ -50,6 +50,12 @@ class Target(Settings):
     prompt: int = Field(128, ge=1, description="prompt tokens")
     generate: int = Field(64, ge=0, description="generated tokens (0 for encoders)")
     precision: Literal["fp32", "fp16"] = Field("fp32", description="floating-point type of the graph")
+    max_batch: int | None = Field(
+        None, ge=1, description="most sequences at once that an engine of fixed ranges (TensorRT) takes; 4, or `batch`"
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="most tokens of a sequence that such an engine takes; 1024, or prompt + generate"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +182,7 @@ class Exporter(ABC):
     uses: ClassVar[frozenset[DataUse]] = frozenset()
     streams: ClassVar[bool] = False  # whether it works on weights left on disk
     patterns: ClassVar[tuple[str, ...]] = ()  # of zeros, as `N:M`, those that its runtimes have kernels for
+    ahead: ClassVar[bool] = False  # whether it writes engines for devices that are not here, and `absent` tells
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -198,6 +205,10 @@ class Exporter(ABC):
     def open(self, folder: Path, target: Target) -> Engine:
         """Open what `export` wrote; only for exporters with runtimes."""
         raise TypeError(f"{type(self).__name__} writes no engine")
+
+    def absent(self, folder: Path) -> str | None:
+        """Return what this machine lacks to open what `export` wrote, and what would do; None where nothing is."""
+        return None
 
 
 Past = Sequence[tuple["np.ndarray", "np.ndarray"]]
@@ -229,6 +240,10 @@ class Engine(ABC):
         self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
     ) -> np.ndarray:
         """Run an encoder: int64 [batch, tokens] each -> float [batch, labels or hidden]; types are 0 unless given."""
+
+    def takes(self, batch: int, length: int) -> bool:
+        """Tell whether it was made for so many sequences of so many tokens; else a step raises."""
+        return True
 
     @abstractmethod
     def empty_past(self, batch: int) -> Past:

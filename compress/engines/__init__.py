@@ -8,6 +8,7 @@ to do, outside every digest).
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from compress.engines import choice, parity
 from compress.engines.manifest import MANIFEST, MEASURED, read_manifest, seal
 from compress.errors import BadModel, Unavailable
 
-__all__ = ["MANIFEST", "MEASURED", "TOKENIZER", "Engines", "read_manifest"]
+__all__ = ["MANIFEST", "MEASURED", "NOT_RUN", "TOKENIZER", "Engines", "read_manifest"]
 
 TOKENIZER = "tokenizer.json"
+NOT_RUN = "not_run"  # in `measured.json`: why an engine was not opened where it was made
 
 
 class Engines:
@@ -33,6 +35,7 @@ class Engines:
         """Write an engine into an existing, empty folder, reopen it in its runtime and compare it with the model.
 
         Where the exporter has faster ways to write it, the best of them is kept after that (`compress.engines.choice`).
+        An engine for a device that is not here is neither compared nor timed, and told to be not run.
 
         Args:
             artifact: what to export; stays as it is.
@@ -54,6 +57,11 @@ class Engines:
         exported = exporter.export(artifact, folder, context, target)
         _write_tokenizer(artifact, folder)
         manifest = seal(artifact, exporter, target, exported, folder)
+        if why := exporter.absent(folder):
+            context.report.note(f"not run: {why}")
+            context.report.record(NOT_RUN, why)
+            files.write_json(folder / MEASURED, {NOT_RUN: why})
+            return manifest
         engine = exporter.open(folder, target)
         try:
             figures = parity.verify(engine, artifact)
@@ -81,9 +89,11 @@ class Engines:
         """
         self.check(folder)
         manifest = read_manifest(folder)
-        found = registry.load("exporters", manifest["exporter"], Exporter)
-        exporter = found(found.Settings.model_validate(manifest["settings"]))
-        return exporter.open(folder, target or Target.model_validate(manifest["target"]))
+        return _exporter(manifest).open(folder, target or Target.model_validate(manifest["target"]))
+
+    def absent(self, folder: Path) -> str | None:
+        """Return why an engine cannot be opened on this machine, if its exporter builds ahead and it cannot."""
+        return _exporter(read_manifest(folder)).absent(folder)
 
     def check(self, folder: Path) -> None:
         """Raise `Tampered` unless every file that `engine.json` lists is there with its bytes."""
@@ -92,6 +102,12 @@ class Engines:
     def is_engine(self, folder: Path) -> bool:
         """Tell whether a folder is an engine folder."""
         return (folder / MANIFEST).is_file()
+
+
+def _exporter(manifest: Mapping[str, Any]) -> Exporter:
+    """Return the exporter that wrote an engine, with its settings."""
+    found = registry.load("exporters", manifest["exporter"], Exporter)
+    return found(found.Settings.model_validate(manifest["settings"]))
 
 
 def _write_tokenizer(artifact: Artifact, folder: Path) -> None:

@@ -111,12 +111,12 @@ def verify(engine: Engine, artifact: Artifact) -> dict[str, Any]:
     model, task = artifact.model, artifact.task
     tolerance = TOLERANCES[engine.manifest["precision"]]
     logits, past = _Worst(), _Worst()
-    shapes = _shapes(model, task)
+    shapes = [s for s in _shapes(model, task) if engine.takes(s.batch, s.past + s.new)]
     with twin(model, torch.float32) as reference:
         if reference is not model:
-            _to_codes_(reference, artifact.grids)
+            to_codes_(reference, artifact.grids)
         for shape in shapes:
-            tokens = _tokens(model, shape)
+            tokens = draw_tokens(model, shape)
             compare = _decoder if task == "causal-lm" else _encoder
             for ours, theirs, ours_past, theirs_past in compare(engine, reference, task, tokens, shape):
                 allowed = logits.add("logits", ours, theirs, tolerance, shape)
@@ -132,7 +132,7 @@ def verify(engine: Engine, artifact: Artifact) -> dict[str, Any]:
     return figures
 
 
-def _to_codes_(model: PreTrainedModel, grids: Mapping[str, Grid]) -> None:
+def to_codes_(model: PreTrainedModel, grids: Mapping[str, Grid]) -> None:
     """Give a copy the weights that codes stand for, which the model itself may hold rounded to fewer bits."""
     for name in grids:
         weight = model.get_parameter(f"{name}.weight")
@@ -189,7 +189,7 @@ def _shapes(model: PreTrainedModel, task: Task) -> list[Shape]:
     return [s for s in shapes if s.past + s.new <= positions]
 
 
-def _tokens(model: PreTrainedModel, shape: Shape) -> np.ndarray:
+def draw_tokens(model: PreTrainedModel, shape: Shape) -> np.ndarray:
     """Return int64 tokens `[batch, past + new]`, never the padding token, which some models look for."""
     config: Any = model.config
     choice = np.delete(np.arange(config.vocab_size), [p for p in [config.pad_token_id] if p is not None])

@@ -1,0 +1,169 @@
+"""An engine for TensorRT or TensorRT-RTX: a plan built ahead of time, the ONNX graph, and a kit for the target.
+
+The graph is that of `exporters/onnx`.  TensorRT takes its precision as it is written: fp32 (without TF32) or fp16.  A
+plan has two profiles, for prompts and for single tokens behind a past, with the target's request as the usual case and
+`max_batch`, `max_length` as the limits.
+
+Flavours: `tensorrt-rtx` builds on machines without a GPU and chooses its kernels where the engine is loaded;
+`tensorrt` builds only on the GPU that will run it, and without one the folder holds everything but the plan.
+
+Kit: `python kit.py` in the folder, on the target, builds the plan if need be, proves it on `cases.npz`, times it, and
+writes `kit-results.json`, which `compress evaluate FOLDER --import` takes.  Without a GPU the engine is **not run**: no
+parity, no latency, and the report says so.
+
+Codes: symmetric ones of 4 and 8 bits, in groups that divide the inputs or whole rows, as DequantizeLinear; inputs stay
+floats.  Zeros in 2:4: the builder may choose sparse kernels, and what it chose is known only where a GPU is.
+
+Bytes: TensorRT writes memory that it never set into its plans: two builds have one size and differ in few bytes.  An
+engine is known by the digest of what it was made of, and a rerun keeps the file there is.
+Helps: on NVIDIA GPUs.  Hurts: code takes 5 to 11 MB of a plan, which is most of a small model's.
+Cost: seconds for a small model, more with its size; the weights a few times in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compress.contracts import Engine, Export, Exporter, Settings, Target
+from compress.errors import BadSettings
+from compress.facts import Facts
+from exporters.tensorrt import _judge
+
+if TYPE_CHECKING:
+    from compress.artifact import Artifact
+    from compress.context import Context
+
+GRAPH = "model.onnx"
+_KIT = Path(__file__).with_name("_kit.py")
+
+
+class TensorrtSettings(Settings):
+    """Settings of the export to TensorRT."""
+
+    flavour: Literal["tensorrt", "tensorrt-rtx"] | None = Field(
+        None, description="which of the two builds; the target's runtime unless given, for 'tensorrt' what is installed"
+    )
+    compute_capabilities: tuple[str, ...] = Field(
+        (),
+        description="of the GPUs that a plan of tensorrt-rtx is for, such as ['8.6', '8.9']; by default all that it "
+        "takes to be Ampere or later",
+    )
+    sparse: Literal["auto", "on", "off"] = Field(
+        "auto", description="whether the builder may use sparse kernels; 'auto': where zeros are 2:4"
+    )
+    weight_streaming: bool = Field(
+        False, description="whether weights may stay in the host's memory and stream to the GPU"
+    )
+
+
+class Tensorrt(Exporter):
+    """Write a plan and its kit, and open it on the GPU."""
+
+    Settings = TensorrtSettings
+    settings: TensorrtSettings
+    runtimes = tuple(_judge.MODULES)
+    patterns = ("2:4",)
+    ahead = True
+
+    def available(self) -> str | None:
+        """Return why no plan can be built, or None; a plan of `tensorrt` may be left to the kit."""
+        if _judge.installed() or self.settings.flavour == "tensorrt":
+            return None
+        return f"neither TensorRT nor TensorRT-RTX is installed; {_judge.INSTALL['tensorrt-rtx']}"
+
+    def plan(self, facts: Facts, target: Target | None) -> None:
+        """Refuse targets, flavours and codes that no plan serves.
+
+        Raises:
+            BadSettings: see `_judge`.
+        """
+        _judge.check_target(target, facts)
+        assert target is not None
+        flavour = _judge.flavour_of(self.settings.flavour, target)
+        if flavour == "tensorrt-rtx" and flavour not in _judge.installed():
+            raise BadSettings(f"{flavour} is not installed; {_judge.INSTALL[flavour]}", key="runtime")
+        if self.settings.compute_capabilities and flavour == "tensorrt":
+            raise BadSettings(
+                "a plan of 'tensorrt' is for the GPU that builds it; leave it out", key="compute_capabilities"
+            )
+        _judge.check_codes(facts)
+
+    def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
+        """Write graph, cases, kit and, where it can be built here, the plan; the model stays as it is."""
+        import numpy as np
+
+        from compress import bench, bench_tensorrt, files, grids, tree  # seconds, which settings need not wait for
+        from compress.engines.parity import TOLERANCES
+        from exporters import _graph
+        from exporters.tensorrt import _cases, _job
+
+        assert target is not None
+        known = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
+        flavour, opset = _judge.flavour_of(self.settings.flavour, target), 21 if artifact.grids else 20
+        decoder = artifact.task == "causal-lm"
+        if decoder:
+            graph = _graph.decoder(artifact.model, target.precision, opset)
+        else:
+            graph = _graph.encoder(artifact.model, artifact.task, target.precision, opset)
+        inputs = graph.inputs()
+        kernels = {n: _graph.Kernel("DequantizeLinear") for n in artifact.grids}
+        written, sizes = _graph.with_codes(graph, artifact.grids, kernels) if kernels else (graph, {})
+        names = _graph.write(written, folder / GRAPH)
+        job: dict[str, Any] = {
+            "flavour": flavour,
+            "graph": GRAPH,
+            "driver": _judge.driver(flavour),
+            "profiles": _job.profiles(inputs, target, known.positions, decoder=decoder),
+            "compute_capabilities": list(self.settings.compute_capabilities),
+            "sparse": _sparse(artifact, self.settings.sparse),
+            "weight_streaming": self.settings.weight_streaming,
+            "tolerance": vars(TOLERANCES[target.precision]),
+        }
+        with files.disk_errors(folder):
+            files.write_json(folder / _job.JOB, job)
+            arrays: dict[str, Any] = {**_cases.cases(artifact, *_job.limits(target, known.positions))}
+            np.savez(folder / _job.CASES, allow_pickle=False, **arrays)
+            for source, name in ((_KIT, _job.KIT), (bench.__file__, None), (bench_tensorrt.__file__, None)):
+                shutil.copyfile(source, folder / (name or Path(source).name))
+        facts = {
+            "clock": "tensorrt",
+            "graph": GRAPH,
+            "precision": target.precision,
+            "opset": opset,
+            "inputs": inputs,
+            "outputs": graph.outputs(),
+            "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
+            "tensorrt": _job.plan(folder, flavour, context.report),
+            "libraries": ["onnx", "onnxscript", *_judge.distributions(flavour)],
+            **({"codes": _judge.described(known, sizes)} if sizes else {}),
+        }
+        plans = [p.name for p in folder.glob("*.plan")]
+        return Export(files=(*names, *plans, *_job.FILES), facts=facts)
+
+    def absent(self, folder: Path) -> str | None:
+        """Return why the plan cannot run on this machine, or None."""
+        from compress import bench_tensorrt, files
+
+        return bench_tensorrt.refusal(folder, files.read_json(folder / "engine.json"))
+
+    def open(self, folder: Path, target: Target) -> Engine:
+        """Load the plan.
+
+        Raises:
+            Unavailable: no GPU, not the runtime that built it, or not a GPU that it was built for.
+        """
+        from exporters.tensorrt._engine import TensorrtEngine
+
+        return TensorrtEngine(folder)
+
+
+def _sparse(artifact: Artifact, asked: str) -> bool:
+    """Tell whether the builder may use sparse kernels: asked for, or some linear has at most 2 of 4 weights."""
+    if asked != "auto":
+        return asked == "on"
+    masks = (artifact.masks[n] for n in artifact.masks)
+    return any(m.shape[1] % 4 == 0 and bool((m.view(len(m), -1, 4).sum(-1) <= 2).all()) for m in masks)
