@@ -16,8 +16,8 @@ and the parent.  `processes` train data-parallel, each on batches of its own (`a
 `sharding = "fsdp"` leaves each a share of both models and of all that training holds.
 Keeps: shapes, masks and every zero under them, ties; with `exclude`, these linears bit for bit.
 Helps: after blocks were replaced or cut, above all when each was trained by itself: only here do they learn together.
-The demo model, with half or three quarters of its neurons and one attention gone, was 0.354 nats a token from its parent
-on held-out text; 60 steps of 8 windows of 128 tokens left 0.186 at lr 1e-3, 0.201 at 3e-4 and 0.236 at 1e-4.
+The demo model, with half or three quarters of its neurons and one attention gone, was 0.354 nats a token away from its
+parent on held-out text; 60 steps of 8 windows of 128 tokens left 0.186 at lr 1e-3, 0.201 at 3e-4 and 0.236 at 1e-4.
 Hurts: few or foreign data: the model is pulled towards the parent on these alone, and forgets others; `held_out` guards
 against it on like data only.  `lm` makes it fit the text, not the parent: the held-out KL may rise.
 """
