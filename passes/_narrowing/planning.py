@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from compress import tree
 from compress.errors import BadSettings
@@ -101,7 +102,7 @@ def _check(settings: Asked, facts: Facts) -> None:
         key = "include" if settings.include else "exclude"
         raise BadSettings("names linears by block, and blocks move up; remove layers by a pass of their own", key=key)
     if settings.layers and any(_content(facts, i) != _content(facts, 0) for i in range(facts.blocks)):
-        what = "blocks have unlike shapes, masks or branches, so what stays is not known before they are judged"
+        what = "blocks have unlike shapes, masks, branches or plans, so what stays is not known before they are judged"
         raise BadSettings(f"{what}, got {settings.layers}; remove layers before that", key="layers")
     for key in ("heads", "neurons"):
         asked = getattr(settings, key)
@@ -166,10 +167,13 @@ def _with(facts: Facts, layout: tuple[BlockConfig, ...]) -> Facts:
     rows = {f"{n}.bias": out for n, (out, _) in shapes.items()}
     biases = {n: rows.get(n, size) for n, size in facts.biases.items() if _place(facts, n)[0] < len(layout)}
     norms = {n: size for n, size in facts.norms.items() if _place(facts, n)[0] < len(layout)}
-    masks = {n: mask for n, mask in facts.masks.items() if n in shapes}
-    branches = {n: rank for n, rank in facts.branches.items() if n in shapes}
-    made = facts.after(shapes=shapes, biases=biases, norms=norms, layout=layout, masks=masks, branches=branches)
+    kept = {key: _of(getattr(facts, key), shapes) for key in ("masks", "branches", "plan")}
+    made = facts.after(shapes=shapes, biases=biases, norms=norms, layout=layout, **kept)
     return made.after(parameters=facts.parameters - _counted(facts) + _counted(made))
+
+
+def _of(table: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {n: found for n, found in table.items() if n in names}
 
 
 def _counted(facts: Facts) -> int:
@@ -208,6 +212,7 @@ def _inside(facts: Facts, inner: str, units: Sequence[int]) -> list[str]:
 
 
 def _content(facts: Facts, index: int) -> object:
-    """Return what a block's shape, masks and branches are."""
-    known = [(*_place(facts, n), found) for n, found in (*facts.masks.items(), *facts.branches.items())]
+    """Return what a block's shape, masks, branches and plans are."""
+    tables = (facts.masks, facts.branches, facts.plan)
+    known = [(*_place(facts, n), found) for table in tables for n, found in table.items()]
     return facts.layout[index], [(inner, found) for place, inner, found in sorted(known, key=str) if place == index]

@@ -141,10 +141,13 @@ class Structured(Pass):
         context.report.record("layers", {"worth": worth, "removed": gone})
         context.report.note(f"of {len(worth)} blocks, counted from 0, these go: {', '.join(map(str, gone))}")
         names = blocks.drop_(artifact.model, gone)
-        return artifact.after(masks={new: artifact.masks[old] for old, new in names.items() if old in artifact.masks})
+        masks, planned = (
+            {new: found[old] for old, new in names.items() if old in found} for found in (artifact.masks, artifact.plan)
+        )
+        return artifact.after(masks=masks, plan=planned)
 
 
 def _facts(artifact: Artifact) -> Facts:
     """Return what an artifact knows of itself: which masks there are, but not their patterns."""
     masks = dict.fromkeys(artifact.masks, MaskFact("unstructured", 0.0))
-    return tree.facts(artifact.model, artifact.task).after(masks=masks)
+    return tree.facts(artifact.model, artifact.task).after(masks=masks, plan=artifact.plan)

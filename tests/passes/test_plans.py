@@ -60,7 +60,7 @@ def run(plugin: Pass, artifact: Artifact, folder: Path) -> tuple[Artifact, Artif
     plugin.run(Artifact.load(folder / "before"), context).save(folder / "after")
     was, after = Artifact.load(folder / "before"), Artifact.load(folder / "after")
     plugin.ensures(was, after)
-    assert after.plan == artifact.plan
+    assert after.plan == planned.plan
     assert {n: after.grids[n].fact for n in after.grids} == planned.grids
     assert after.masks.keys() == planned.masks.keys()
     return was, after, report
@@ -99,6 +99,18 @@ def test_ria_permutes_for_the_patterns_that_are_planned(tiny: Tiny, tmp_path: Pa
     assert after.masks.keys() == {"model.layers.0.mlp.down_proj"}
     moved = [not torch.equal(after.tensor(n), was.tensor(n)) for n in (UP.format(0), UP.format(1))]
     assert moved == [True, False]
+
+
+def test_a_plan_goes_with_its_blocks(tiny: Tiny, tmp_path: Path) -> None:
+    found = registry.load("passes", "structured", Pass)
+    plugin = found(found.Settings(layers=1, neurons=0.5, multiple=8, criterion="magnitude"))
+    alike = {n: Planned(grid=FOUR) for n in tree.block_linears(tiny("llama").model) if "up_proj" in n}
+    given = tiny("llama").after(plan=alike)
+    _, after, _ = run(plugin, given, tmp_path / "a")
+    assert after.plan == {"model.layers.0.mlp.up_proj": Planned(grid=FOUR)}
+    assert plugin.plan(facts_of(given)).plan == after.plan
+    _, coded, _ = run(make("rtn"), after, tmp_path / "b")
+    assert {n: coded.grids[n].fact for n in coded.grids} == {"model.layers.0.mlp.up_proj": FOUR}
 
 
 @pytest.mark.parametrize("use", [*QUANTIZERS, *PRUNERS])

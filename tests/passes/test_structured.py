@@ -21,7 +21,7 @@ from compress.contracts import Exporter, Target
 from compress.data import DataSettings, Role, Source
 from compress.engines import Engines
 from compress.errors import BadModel, BadSettings, BrokenPromise
-from compress.facts import BlockConfig, Facts, MaskFact
+from compress.facts import BlockConfig, Facts, MaskFact, Planned
 from passes import _gates, _masks, _train
 from passes._narrowing import cutting
 from passes.structured import Structured, layers, learned, scores
@@ -322,8 +322,9 @@ def test_unlike_blocks_are_not_removed(tiny: Tiny) -> None:
     facts = tree.facts(tiny("llama").model, "causal-lm")
     one = facts.after(masks={"model.layers.0.mlp.up_proj": MaskFact("2:4", 0.5)})
     narrow = structured(neurons=(64, 32)).plan(facts)
-    for unlike in (one, narrow):
-        with pytest.raises(BadSettings, match="unlike shapes, masks or branches"):
+    planned = facts.after(plan={"model.layers.0.mlp.up_proj": Planned(pattern="2:4")})
+    for unlike in (one, narrow, planned):
+        with pytest.raises(BadSettings, match="unlike shapes, masks, branches or plans"):
             structured(layers=1).plan(unlike)
 
 
