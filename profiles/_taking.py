@@ -26,6 +26,7 @@ from profiles._slopes import Found, Unmeasurable, plain, through
 from profiles._whole import Wholesale
 
 AT_ONCE = 3  # parts that are timed in one run of the clock
+HEAD = 2**20  # weights behind parts: enough to take the caches of a core from them, as any head does in a whole model
 ATTEMPTS = 3  # each with twice the time of the last
 _STACKED = ("onnxruntime",)  # runtimes that open graphs, of which any block can be stacked on any
 _BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
@@ -48,18 +49,19 @@ class Session:
     ) -> None:
         self.wanted, self.plan, self.document, self.path, self._host = wanted, plan, document, path, host
         self._scratch, self._numbers = scratch, itertools.count()
-        self._built: dict[tuple[tuple[Choice, ...], int | None], Path] = {}
+        self._built: dict[tuple[tuple[Choice, ...], int], Path] = {}
         self._memory: dict[Choice, float | None] = {}
         every = (*plan.block, *plan.choices)
         made = Workshop if wanted.target.runtime in _STACKED else Wholesale
         self._workshop = made(plan.config, wanted.task, every, wanted.target, scratch / "trace", wanted.seed)
+        self._head = min(plan.vocabulary, HEAD // plan.base.part.hidden)
         self._reference = self.engine(plan.block * wanted.copies[0])
 
     def engine(self, order: Sequence[Choice], vocabulary: int | None = None) -> Path:
-        """Return the engine of some parts, built once."""
-        key = (tuple(order), vocabulary)
+        """Return the engine of some parts, built once; with a small head unless a vocabulary is given."""
+        key = (tuple(order), vocabulary or self._head)
         if key not in self._built:
-            self._built[key] = self._workshop.build(order, self._scratch / f"e{next(self._numbers)}", vocabulary)
+            self._built[key] = self._workshop.build(order, self._scratch / f"e{next(self._numbers)}", key[1])
         return self._built[key]
 
     def run(self, request: tuple[int, int], folders: Sequence[Path], attempt: int = 0) -> Measurement:
@@ -154,7 +156,7 @@ class Session:
     def scale(self, request: tuple[int, int], phase: Phase, run: Measurement, *, anew: bool = False) -> float:
         """Return what the reference takes: what it took when it was first timed, so that all runs share one scale."""
         made = " + ".join(map(str, self.plan.block))
-        key = f"{phase} {request[0]} x {request[1]}, {self.wanted.copies[0]} copies of {made}"
+        key = f"{phase} {request[0]} x {request[1]}, {self.wanted.copies[0]} copies of {made}, {self._head} tokens"
         now = _phases(run.engines[:1])[phase][0].ms
         if anew:
             return now

@@ -3,9 +3,9 @@
 Every shape is exported once, by the exporter of the target's runtime, with random weights; engines of N and 2N copies
 are stacked of it and timed in fresh processes, in turns with a reference engine (`compress.bench`), so that a busy
 machine bends nothing.  The slope between the depths is the part's time; what is left of the whole model without blocks
-is the base; and whole models of random parts, timed at several times, tell what sums of parts miss, and how far the same
-machine strays from itself.  A time that is negative, or not sure, is measured again for longer: what stays doubtful is
-flagged, and what takes no time at all fails.
+is the base; and whole models of random parts, timed at several times, tell what sums of parts miss, and how far the
+same machine strays from itself.  A time that is negative, or not sure, is measured again for longer: what stays
+doubtful is flagged, and what takes no time at all fails.
 
 The file is written after every run of the clock; taken again, a profile is gone on with where it stopped, and what it
 holds is not measured twice.
@@ -160,7 +160,7 @@ def _jobs(
     def wholes(request: Request, take: int) -> list[Job]:
         keys = {m: tuple(places.get(c, -1) for c in (base, *m)) for m in models}
         left = [m for m, parts in keys.items() if taken[parts, request] <= take]
-        return [("wholes", request, chunk) for chunk in _chunks(left, AT_ONCE)]
+        return [("wholes", request, chunk) for chunk in _chunks(left, 2 * AT_ONCE)]
 
     found: list[Job] = []
     for request in requests:

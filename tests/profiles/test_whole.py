@@ -17,7 +17,8 @@ from compress.engines import Engines
 from compress.errors import BadSettings
 from compress.facts import BlockConfig, GridFact, Planned, Task
 from compress.profiling import Build, profiler
-from profiles import _whole
+from profiles import Choice, _whole, parts_of
+from profiles._whole import Wholesale
 
 INT4, INT8 = GridFact(bits=4, group_size=32), GridFact(bits=8, group_size=None, activation="dynamic")
 TARGET = Target(prompt=8, generate=2)
@@ -102,3 +103,19 @@ def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="no exporter writes engines for 'abacus'"):
         profiler().engine("demo", "causal-lm", wide, Target(runtime="abacus"), tmp_path / "e")
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_runtime_without_stacks_are_exported_whole(tiny: Any, tmp_path: Path) -> None:
+    config = tiny("llama").model.config
+    layout = tree.layout(tiny("llama").model)[0]
+    attention, ffn = (Choice(part=p) for p in parts_of(layout, "llama", config.hidden_size))
+    shop = Wholesale(config, "causal-lm", (attention, ffn), Target(runtime="torch"), tmp_path / "trace")
+    folders = [shop.build((ffn, ffn), tmp_path / "ffn"), shop.build((attention, ffn, ffn), tmp_path / "both", 300)]
+    for folder, past in zip(folders, ([], [0]), strict=True):
+        manifest = json.loads((folder / "engine.json").read_text())
+        assert [p["layer"] for p in manifest["past"]] == past
+    found = measure.measure(folders, Target(runtime="torch", prompt=4, generate=2), processes=1, seconds=0.01)
+    assert all(e.prefill.ms > 0 and e.decode for e in found.engines)
+    coded = Choice(part=ffn.part, precision="int4-g16")
+    with pytest.raises(BadSettings, match="torch has no kernels for codes"):
+        Wholesale(config, "causal-lm", (attention, coded), Target(runtime="torch"), tmp_path / "trace")
