@@ -6,6 +6,7 @@ Every check stands alone: what is missing or broken becomes a finding, never a t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -117,6 +118,21 @@ def check_runtime() -> list[Finding]:
     return [Finding("ok", "onnxruntime", f"{name} {version}, built with {', '.join(providers)}")]
 
 
+def check_tensorrt() -> list[Finding]:
+    """TensorRT and TensorRT-RTX, of which either builds engines for NVIDIA GPUs; nobody needs them else."""
+    found = []
+    for module, flavour in {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}.items():
+        if importlib.util.find_spec(module) is None:
+            continue
+        try:
+            found.append(Finding("ok", flavour, str(importlib.import_module(module).__version__)))
+        except Exception as error:
+            mend = f"pip install --force-reinstall {flavour}, or pip uninstall it"
+            found.append(Finding("error", flavour, f"installed, but broken: {_said(error)}", mend))
+    none = Finding("ok", "tensorrt", f"not installed; pip install '{DISTRIBUTION}[trt-rtx]' for engines of NVIDIA GPUs")
+    return found or [none]
+
+
 def check_cpu() -> list[Finding]:
     """Model, cores and the instructions that matter; memory."""
     import psutil
@@ -189,6 +205,7 @@ CHECKS: dict[str, Callable[[], list[Finding]]] = {
     "python": check_versions,
     "libraries": check_libraries,
     "onnxruntime": check_runtime,
+    "tensorrt": check_tensorrt,
     "cpu": check_cpu,
     "gpu": check_gpu,
     "plug-ins": check_plugins,

@@ -31,6 +31,7 @@ def _pairs(option: str, table: str) -> Callable[[Callable[..., Any]], Callable[.
 @verb(
     "compress evaluate runs/demo/engines/laptop",
     "compress evaluate out/model --parent gpt2 --data corpus.txt --set length=512",
+    "compress evaluate runs/demo/engines/gpu --import kit-results.json",
 )
 @click.argument("path")
 @click.option("--data", help="A source as in [data.evaluation], or a pipeline file for its; else python-docs.")
@@ -38,14 +39,23 @@ def _pairs(option: str, table: str) -> Callable[[Callable[..., Any]], Callable[.
 @click.option("--parent", help="The dense model: adds KL divergence, agreement and paired differences.")
 @_TASK
 @click.option("--device", default="cpu", show_default=True, help="Where models run; engines know theirs.")
+@click.option("--import", "results", type=click.Path(path_type=Path), help="What an engine's kit found on its target.")
 @_JSON
 def evaluate(
-    path: str, data: str | None, set_pairs: tuple[str, ...], parent: str | None, task: Task, device: str, as_json: bool
-) -> None:
+    path: str, data: str | None, set_pairs: tuple[str, ...], parent: str | None, task: Task, device: str,
+    results: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Measure the quality of a model, an artifact or an engine.
 
     PATH is a folder of one of them, a hub id or "demo".
     """
+    if results:
+        from compress import folders
+        from compress.engines import importing
+
+        taken = importing.take(Path(path), results)
+        click.echo(json.dumps(taken, indent=2) if as_json else "\n".join(folders.lines(folders.show(path))))
+        return
     from compress.evaluate.paths import evaluate_path
 
     found = evaluate_path(path, _data(data, _table(set_pairs)), parent, task=task, device=device)

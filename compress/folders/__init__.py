@@ -67,8 +67,9 @@ def show(path: Path | str) -> dict[str, Any]:
             about |= {k: parent.get(k) or config.get(k) for k in ("model_type", "architectures", "dtype")}
     if (path / "measured.json").exists():
         measured = files.read_json(path / "measured.json")
-        if isinstance(measured.get("parity"), dict):  # an engine exported outside a run
-            measured["parity"] = [measured["parity"]]
+        measured |= {  # an engine exported outside a run has one of each
+            k: [measured[k]] for k in ("parity", "not_run") if isinstance(measured.get(k), dict | str)
+        }
         about["measured"] = measured
     return about
 

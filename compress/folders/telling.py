@@ -101,6 +101,7 @@ def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     found = []
     taken = about.get("choice", {}).get("chosen", "exact")
     of = "" if taken == "exact" else f", before kernels of {taken!r} were taken"
+    found += [f"{indent}not run: {why}" for why in measured.get("not_run", [])]
     for parity in measured.get("parity", []):
         by = f"{parity['logits']['difference']:.1e}"
         found.append(f"{indent}parity: logits differ from the model's by at most {by}{of}")

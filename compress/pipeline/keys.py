@@ -16,7 +16,9 @@ from compress.pipeline.code import code_digest
 from compress.settings import Entry, Pipeline
 
 _LIBRARIES = ("torch", "transformers")
-_RUNTIMES = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+_RUNTIMES = (
+    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12",
+)  # fmt: skip
 
 
 class Keys:

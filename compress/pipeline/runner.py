@@ -21,7 +21,7 @@ from compress.artifact import Artifact, Step
 from compress.context import Context
 from compress.contracts import Exporter, Pass, Target
 from compress.data import Source
-from compress.engines import Engines
+from compress.engines import NOT_RUN, Engines
 from compress.errors import BrokenPromise
 from compress.facts import Facts
 from compress.known import known
@@ -213,6 +213,7 @@ class Runner:
         place = Path(room or ("engines" if exporter.runtimes else "exports")) / name
         folder = (self.home if source is self.done[0] else self.folder) / place
         cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
+        cached = cached and not self._can_run_now(folder)
         self.console.begin(position[0], position[1], f"{entry.name} -> {place}", cached)
         if cached:
             self.engines.check(folder) if exporter.runtimes else artifacts.check(folder)
@@ -238,3 +239,7 @@ class Runner:
             cached=cached,
             measured=files.read_json(folder / MEASURED),
         )
+
+    def _can_run_now(self, folder: Path) -> bool:
+        """Tell whether an engine was never opened, for want of its device, and now can be."""
+        return NOT_RUN in files.read_json(folder / MEASURED) and self.engines.absent(folder) is None

@@ -14,7 +14,7 @@ import torch
 from compress import files, measure, profiling, report, tree
 from compress.artifact import Artifact
 from compress.contracts import Target
-from compress.engines import read_manifest
+from compress.engines import NOT_RUN, read_manifest
 from compress.facts import Facts
 from compress.measure import Measurement
 from compress.pipeline import figures
@@ -36,7 +36,10 @@ def write(
     """Measure what is not measured yet, write the report into the run folder and return its content."""
     pipeline, model = runner.pipeline, runner.pipeline.model
     index = len(runner.done) + len(exported) + 1
-    quality = figures.quality(runner, dense, last, engines, index)
+    told = {d.name: d for d in exported}
+    idle = {n: why for n in engines if (why := runner.engines.absent(told[n].folder))}
+    opened = {n: folder for n, folder in engines.items() if n not in idle}
+    quality = figures.quality(runner, dense, last, opened, index)
     content: dict[str, Any] = {
         "format": report.FORMAT,
         "name": pipeline.path.stem,
@@ -56,14 +59,16 @@ def write(
         "profiles": _profiles(runner.done),
         "versions": _versions(),
         "machine": _machine(runner),
-        **_truth(facts[-1], engines),
+        **_truth(facts[-1], engines, idle),
         "warnings": [],
     }
-    told = {d.name: d for d in exported}
     for place, target in enumerate(pipeline.targets, start=index + 1):
         names = [n for n, folder in engines.items() if read_manifest(folder)["target"]["name"] == target.name]
         names.sort(key=lambda n: not n.endswith("-dense"))  # the parent is the reference
         if not names:
+            continue
+        if why := idle.get(names[-1]):
+            content["engines"].append(_not_run(told[names[-1]], target, why, runner))
             continue
         latency = figures.latency(runner, target, names, engines, place)
         content["warnings"] += measure.cautions(Measurement.model_validate(latency))
@@ -91,13 +96,22 @@ def headline(content: Mapping[str, Any]) -> list[str]:
     for row in content["gains"]:
         lines.append(f"{row['name']}: {gains.told(row)}")
     for engine in content["engines"]:
+        if not engine["latency"]:
+            lines.append(f"engine {engine['folder']}: not run: {engine['not_run']}")
+            continue
         measured = Measurement.model_validate(engine["latency"])
         lines.append(f"engine {engine['folder']}:")
         lines += [f"  {line}" for line in measure.lines(measured)]
     return lines
 
 
-def _engine(done: Done, target: Target, latency: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+def _not_run(done: Done, target: Target, why: str, runner: Runner) -> dict[str, Any]:
+    """Return what is known of an engine that cannot be opened here: figures of its target, if these were imported."""
+    told = _engine(done, target, done.measured.get("latency"), runner)
+    return told if told["latency"] else {**told, NOT_RUN: why}
+
+
+def _engine(done: Done, target: Target, latency: Mapping[str, Any] | None, runner: Runner) -> dict[str, Any]:
     manifest = read_manifest(done.folder)
     return {
         **{k: manifest[k] for k in ("codes", "choice") if k in manifest},
@@ -128,10 +142,11 @@ def _keep_figures(
         files.write_json(told[name].folder / MEASURED, measured)
 
 
-def _truth(facts: Facts, engines: Mapping[str, Path]) -> dict[str, list[str]]:
-    """Say which figures were measured on the real thing, and which gains were not."""
-    if not engines:
-        return {"measured": ["quality: on the models, in torch"], "simulated": []}
+def _truth(facts: Facts, engines: Mapping[str, Path], idle: Mapping[str, str]) -> dict[str, list[str]]:
+    """Say which figures were measured on the real thing, which gains were not, and which engines never ran."""
+    not_run = [f"{name}: {why}" for name, why in idle.items()]
+    if len(idle) == len(engines):
+        return {"measured": ["quality: on the models, in torch"], "simulated": [], NOT_RUN: not_run}
     measured = [
         "quality of the engine: on the engine itself, reopened in its runtime",
         "latency, memory: of both engines, interleaved in fresh processes on this machine",
@@ -144,7 +159,7 @@ def _truth(facts: Facts, engines: Mapping[str, Path]) -> dict[str, list[str]]:
         simulated += [f"{name}: {told}" for told in manifest.get("codes", {}).get("simulated", ())]
         if any((manifest.get("choice") or {}).get("tried", {}).values()):
             measured.append(f"{name}: what its kernels lose against exact ones, on calibration data")
-    return {"measured": measured, "simulated": simulated}
+    return {"measured": measured, "simulated": simulated, NOT_RUN: not_run}
 
 
 def _step(done: Done) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Engine(TypedDict):
     """One engine: its target's name and settings, the parity that its export was held to, and the clock's figures.
 
     `latency` is a dumped `compress.measure.Measurement` of two engines, the parent's first, or of this one alone;
+    `not_run` tells why the engine was never opened, for want of its device; then there is neither.
     `codes` and `choice` are those of `engine.json`, `kernel_times` what the variants took as shares of the exact one's.
     """
 
@@ -87,6 +88,7 @@ class Engine(TypedDict):
     codes: NotRequired[dict[str, Any]]
     choice: NotRequired[dict[str, Any]]
     kernel_times: NotRequired[dict[str, Any]]
+    not_run: NotRequired[str]
 
 
 class Part(TypedDict):
@@ -116,7 +118,8 @@ class Profile(TypedDict):
 class Summary(TypedDict):
     """All that a run has to tell, JSON throughout.
 
-    `simulated` and `measured` say in words which figures come from where; `warnings` are cautions for the reader.
+    `simulated`, `measured` and `not_run` say in words which figures come from where, or from nowhere; `warnings` are
+    cautions for the reader.
     """
 
     format: int
@@ -132,6 +135,7 @@ class Summary(TypedDict):
     machine: NotRequired[dict[str, Any]]
     simulated: NotRequired[list[str]]
     measured: NotRequired[list[str]]
+    not_run: NotRequired[list[str]]
     warnings: NotRequired[list[str]]
 
 

@@ -139,6 +139,7 @@ def parity(content: Mapping[str, Any]) -> Html | None:
         pairs = [("folder", tag("code", engine["folder"])), ("export", engine.get("export"))]
         taken = (engine.get("choice") or {}).get("chosen", "exact")
         compared = None if taken == "exact" else f"with exact kernels, before those of '{taken}' were taken"
+        compared = f"not run: {engine['not_run']}" if engine.get("not_run") else compared
         pairs += [*(engine.get("settings") or {}).items(), ("compared", compared), *found]
         cards.append(
             tag("div", tag("h3", engine["target"]), facts((k, v) for k, v in pairs if v is not None), cls="card")
@@ -152,13 +153,15 @@ def parity(content: Mapping[str, Any]) -> Html | None:
 
 def truth(content: Mapping[str, Any]) -> Html | None:
     """Return what was measured and what was only simulated."""
-    lists = {"Measured": content.get("measured"), "Simulated": content.get("simulated")}
+    names = {"Measured": "measured", "Simulated": "simulated", "Not run": "not_run"}
+    lists = {title: content.get(key) for title, key in names.items()}
     cards = [
         tag("div", tag("h3", title), tag("ul", *(tag("li", item) for item in items)), cls="card words")
         for title, items in lists.items()
         if items
     ]
     about = "Measured: on the real engine, on the machine below. Simulated: in floating point, with no such kernel."
+    about += " Not run: made for a device that is not here, and never opened." if content.get("not_run") else ""
     return part("What was measured, what was simulated", about, tag("div", *cards, cls="two")) if cards else None
 
 

@@ -56,8 +56,16 @@ def speed(content: Mapping[str, Any]) -> Html | None:
     """Return per engine the times, memory and size beside the dense engine's."""
     measured = [(engine["target"], latency_of(engine)) for engine in content.get("engines", ())]
     cards = [_card(target, m, content.get("warnings", ())) for target, m in measured if m]
+    cards += [_idle(engine) for engine in content.get("engines", ()) if engine.get("not_run")]
     about = "Engines are timed in turns on the same machine; in brackets the 95 % interval of the ratio."
     return part("Speed, memory and size", about, *cards) if cards else None
+
+
+def _idle(engine: Mapping[str, Any]) -> Html:
+    """Return what stands in place of the figures of an engine that was never opened."""
+    more = f"Figures of its target: compress evaluate {engine['folder']} --import takes them."
+    said = (tag("p", text) for text in (f"Not run: {engine['not_run']}.", more))
+    return tag("div", tag("h3", engine["target"]), *said, cls="card")
 
 
 def _card(target: str, measured: Measurement, said: Sequence[str]) -> Html:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from functools import partial
 
 from pydantic import ValidationError
@@ -150,8 +151,9 @@ def _judge_exports(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
 
 
 def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
+    ahead = _ahead(pipeline)
     for index, target in enumerate(pipeline.targets):
-        here = target.device == "cpu" or target.name in pipeline.estimated
+        here = target.device == "cpu" or target.name in {*pipeline.estimated, *ahead}
         if not here and not _gpus() and not shutil.which("nvidia-smi"):
             what = f"the engine could not be verified here, where no GPU is{got(target.device)}"
             faults.add(("target", index, "device"), f"{what}; run on a machine with one, or use device = 'cpu'")
@@ -160,6 +162,20 @@ def _judge_targets(pipeline: Pipeline, facts: Facts, faults: Faults) -> None:
             key = "prompt" if target.prompt > facts.positions or not target.generate else "generate"
             what = f"prompt + generate is {tokens} tokens, and the model takes at most {facts.positions}"
             faults.add(("target", index, key), f"{what}; lower one of them")
+
+
+def _ahead(pipeline: Pipeline) -> set[str]:
+    """Return the targets whose engines can be made without their device: nothing of the run has to time them."""
+    targets = {t.name: t for t in pipeline.targets}
+    writers = {n: [e.plugin for e in pipeline.exports if n in e.targets] for n in targets}
+    found = {n for n, plugins in writers.items() if plugins and all(getattr(p, "ahead", False) for p in plugins)}
+    if pipeline.sweep or pipeline.run.gain or any(e.bound for e in pipeline.passes):
+        return set()
+    for entry in pipeline.passes:
+        assert isinstance(entry.plugin, Pass)
+        with suppress(UserFault):  # told where the pass itself is judged
+            found -= set(entry.plugin.targets(targets))
+    return found
 
 
 def _judge_gains(pipeline: Pipeline, faults: Faults) -> None:

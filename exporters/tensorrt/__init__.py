@@ -109,7 +109,7 @@ class Tensorrt(Exporter):
             graph = _graph.decoder(artifact.model, target.precision, opset)
         else:
             graph = _graph.encoder(artifact.model, artifact.task, target.precision, opset)
-        inputs = graph.inputs()
+        inputs, eligible = graph.inputs(), _eligible(artifact)
         kernels = {n: _graph.Kernel("DequantizeLinear") for n in artifact.grids}
         written, sizes = _graph.with_codes(graph, artifact.grids, kernels) if kernels else (graph, {})
         names = _graph.write(written, folder / GRAPH)
@@ -119,7 +119,8 @@ class Tensorrt(Exporter):
             "driver": _judge.driver(flavour),
             "profiles": _job.profiles(inputs, target, known.positions, decoder=decoder),
             "compute_capabilities": list(self.settings.compute_capabilities),
-            "sparse": _sparse(artifact, self.settings.sparse),
+            "eligible": eligible,
+            "sparse": self.settings.sparse == "on" or (self.settings.sparse == "auto" and eligible > 0),
             "weight_streaming": self.settings.weight_streaming,
             "tolerance": vars(TOLERANCES[target.precision]),
         }
@@ -161,9 +162,7 @@ class Tensorrt(Exporter):
         return TensorrtEngine(folder)
 
 
-def _sparse(artifact: Artifact, asked: str) -> bool:
-    """Tell whether the builder may use sparse kernels: asked for, or some linear has at most 2 of 4 weights."""
-    if asked != "auto":
-        return asked == "on"
+def _eligible(artifact: Artifact) -> int:
+    """Return how many linears have at most 2 weights of each 4 that follow each other along the inputs."""
     masks = (artifact.masks[n] for n in artifact.masks)
-    return any(m.shape[1] % 4 == 0 and bool((m.view(len(m), -1, 4).sum(-1) <= 2).all()) for m in masks)
+    return sum(m.shape[1] % 4 == 0 and bool((m.view(len(m), -1, 4).sum(-1) <= 2).all()) for m in masks)

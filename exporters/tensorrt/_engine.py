@@ -82,8 +82,8 @@ class TensorrtEngine(Engine):
         return (f"{self._about['flavour']} {self._about['version']}", self._session.versions["gpu"])
 
     def kernels(self) -> Mapping[str, str]:
-        """Return the kernel of each layer that the engine inspector tells of; TensorRT-RTX chooses when it loads."""
-        return self._session.kernels()
+        """Return the kernel of each layer, as far as the engine inspector tells: TensorRT-RTX may choose unseen."""
+        return self._session.kernels() or {"every layer": "unknown"}
 
     def close(self) -> None:
         """Free the engine's memory."""

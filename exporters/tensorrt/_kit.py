@@ -151,6 +151,14 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray, allowed: float, case: str) 
     return float(equal.mean())
 
 
+def _sparse(kernels: Mapping[str, str], eligible: int) -> str:
+    """Return in words how many of the layers whose zeros are 2:4 got a kernel that uses it."""
+    if not kernels:
+        return "unknown"
+    used = sum("sparse" in kernel.lower() for kernel in kernels.values())
+    return f"{used} of {eligible} eligible layers use sparse kernels"
+
+
 def time_(manifest: Mapping[str, Any], references: list[Path]) -> dict[str, Any]:
     """Return the clock's figures of the target's request, in turns with the reference's where there is one."""
     target = manifest["target"]
@@ -193,7 +201,8 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     try:
         session = _ready(manifest, job, args.rebuild)
         found["machine"] |= session.versions
-        found["kernels"] = session.kernels() or "unknown"
+        found["kernels"] = session.kernels()
+        found["sparse"] = _sparse(found["kernels"], job["eligible"])
         found["parity"] = prove(session, job["tolerance"])
         found["latency"] = time_(manifest, args.reference)
     except (Refused, ValueError) as error:
