@@ -102,7 +102,7 @@ def test_ria_permutes_for_the_patterns_that_are_planned(tiny: Tiny, tmp_path: Pa
 
 
 def test_a_plan_goes_with_its_blocks(tiny: Tiny, tmp_path: Path) -> None:
-    found = registry.load("passes", "structured", Pass)
+    found: Any = registry.load("passes", "structured", Pass)
     plugin = found(found.Settings(layers=1, neurons=0.5, multiple=8, criterion="magnitude"))
     alike = {n: Planned(grid=FOUR) for n in tree.block_linears(tiny("llama").model) if "up_proj" in n}
     given = tiny("llama").after(plan=alike)
