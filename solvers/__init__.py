@@ -1,7 +1,8 @@
 """Solvers of the block choice: one option per layer and sub-block, of least damage, within all budgets.
 
 A solver is one file with one subclass of `Solver`: `mip` is exact, `exhaustive` the oracle of small problems,
-`greedy`, `uniform` and `random` are baselines, `lagrangian` is a bound.  `compress.registry.load("solvers", name, Solver)` finds it by name.
+`greedy`, `uniform` and `random` are baselines, `lagrangian` is a bound.
+`compress.registry.load("solvers", name, Solver)` finds it by name.
 
     problem = Problem(slots=(...), base={"decode_ms": 0.4, ...}, budgets=(Budget(cost="decode_ms", limit=3.0),))
     solution = Mip().solve(problem)          # verified; raises Infeasible with the least that can be reached

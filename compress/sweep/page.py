@@ -169,7 +169,7 @@ def _row(result: Result) -> list[Any]:
     place = f"{result['name']}/{folder}"
     return [
         *head,
-        tag("span", *limits, cls=kept),
+        tag("div", *limits, cls=kept),
         words.parameters(result["parameters"][1]),
         words.mib(sizes[1]) if sizes else "",
         words.amount(metric, metric["value"]) if metric else "",
