@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from compress import blocks, registry, tree
 from compress.artifact import Artifact
-from compress.context import Context
+from compress.context import Context, QuietReport
 from compress.contracts import Exporter, Target
+from compress.data import DataSettings, Source
 from compress.engines import Engines
 from compress.facts import GridFact
 from compress.grid import Grid, bounds, groups, spread
@@ -24,6 +25,7 @@ from compress.grid import Grid, bounds, groups, spread
 torch.set_num_threads(1)
 
 VOCABULARY = 384
+TEXT = "the quick brown fox jumps over the lazy dog; a scale moves from here to there, 1 2 3 5 8 13 21. "
 CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "llama-tied", "opt", "gpt2")
 ENCODERS = ("bert", "roberta")
 
@@ -73,6 +75,29 @@ def lively(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
         if isinstance(module, torch.nn.Linear):
             module.weight.data *= 8
     return model
+
+
+def loud(artifact: Artifact, times: int = 20, inside: str = "") -> Artifact:
+    """Return the artifact with norms (those whose names hold a part) that make one channel in sixteen much larger."""
+    lively(artifact.model)
+    for module in tree.block_linears(artifact.model).values():
+        module.weight.data /= 4
+    for name, norm in tree.norms(artifact.model).items():
+        if inside in name and len(norm) == 32:
+            norm.data[::16] *= times
+    return artifact
+
+
+@torch.no_grad()
+def outputs(artifact: Artifact) -> torch.Tensor:
+    """Return what the model gives for two sequences of 16 tokens, in float64."""
+    given: torch.Tensor = artifact.model(torch.arange(2, 34).view(2, 16))[0]
+    return given.double()
+
+
+def state(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """Return a copy of every tensor of the model."""
+    return {n: artifact.tensor(n).clone() for n in artifact.tensor_names()}
 
 
 def uneven(artifact: Artifact) -> Artifact:
@@ -180,6 +205,23 @@ def tiny(tokenizer: tf.PreTrainedTokenizerFast) -> Callable[..., Artifact]:
         return Artifact(model=model, tokenizer=tokenizer, task=task)
 
     return make
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[..., Context]:
+    """Return a maker of contexts with calibration data for an artifact: `context(artifact, "folder")`."""
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    lines = [" ".join(TEXT.split()[: 3 + i % 9]) for i in range(16)]
+    (tmp_path / "classes.csv").write_text("text,label\n" + "".join(f'"{t}",{i % 2}\n' for i, t in enumerate(lines)))
+
+    def made(artifact: Artifact, name: str = "run") -> Context:
+        source = "text.txt" if artifact.task == "causal-lm" else "classes.csv"
+        settings = DataSettings(source=str(tmp_path / source), windows=8, length=16)
+        (tmp_path / name).mkdir(exist_ok=True)
+        data = {"calibration": Source(settings, "calibration", artifact.task)}
+        return Context(folder=tmp_path / name, report=QuietReport(), data=data)
+
+    return made
 
 
 @pytest.fixture(scope="session")

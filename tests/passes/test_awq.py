@@ -12,8 +12,6 @@ from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.context import Context, QuietReport
-from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
 from compress.facts import GridFact
 from compress.grid import Grid, spread
@@ -24,54 +22,14 @@ from passes.awq import Awq
 from passes.awq.attempt import attempts
 from passes.awq.scales import best, candidates, energy, rounded, shares
 from passes.rtn import Rtn
-from tests.conftest import CAUSAL, ENCODERS, lively, uneven
+from tests.conftest import CAUSAL, ENCODERS, loud, outputs, state, uneven
 
 Tiny = Callable[..., Artifact]
-IDS = torch.arange(2, 34).view(2, 16)
-TEXT = "the quick brown fox jumps over the lazy dog; a scale moves from here to there, 1 2 3 5 8 13 21. "
 FOUR = GridFact(bits=4, group_size=8)
 
 
 def make(**given: Any) -> Awq:
     return Awq(Awq.Settings(**{"batch": 4, "group_size": 16, **given}))
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Callable[..., Context]:
-    """Return a maker of contexts: `context(artifact, "folder")`."""
-    (tmp_path / "text.txt").write_text(TEXT * 20)
-    lines = [" ".join(TEXT.split()[: 3 + i % 9]) for i in range(16)]
-    (tmp_path / "classes.csv").write_text("text,label\n" + "".join(f'"{t}",{i % 2}\n' for i, t in enumerate(lines)))
-
-    def made(artifact: Artifact, name: str = "run") -> Context:
-        source = "text.txt" if artifact.task == "causal-lm" else "classes.csv"
-        settings = DataSettings(source=str(tmp_path / source), windows=8, length=16)
-        (tmp_path / name).mkdir(exist_ok=True)
-        data = {"calibration": Source(settings, "calibration", artifact.task)}
-        return Context(folder=tmp_path / name, report=QuietReport(), data=data)
-
-    return made
-
-
-def loud(artifact: Artifact) -> Artifact:
-    """Return the artifact with norms that make one channel in sixteen twenty times as large."""
-    lively(artifact.model)
-    for module in tree.block_linears(artifact.model).values():
-        module.weight.data /= 4
-    for norm in tree.norms(artifact.model).values():
-        if len(norm) == 32:
-            norm.data[::16] *= 20
-    return artifact
-
-
-@torch.no_grad()
-def outputs(artifact: Artifact) -> Tensor:
-    given: Tensor = artifact.model(IDS)[0]
-    return given.double()
-
-
-def state(artifact: Artifact) -> dict[str, Tensor]:
-    return {n: artifact.tensor(n).clone() for n in artifact.tensor_names()}
 
 
 def channels(count: int, each: int = 1) -> Pair:

@@ -25,7 +25,7 @@ from passes._layerwise import Journal
 from passes._masks import fact, same_bits
 from passes._oneshot import Oneshot
 from passes.magnitude import Magnitude
-from tests.conftest import CAUSAL, ENCODERS
+from tests.conftest import CAUSAL, ENCODERS, state
 
 Tiny = Callable[..., Artifact]
 USES = ("wanda", "ria", "sparsegpt")
@@ -73,10 +73,6 @@ def context_of(artifact: Artifact, texts: Path, folder: Path, report: QuietRepor
     settings = DataSettings(source=str(texts / name), windows=6, length=16)
     data = {"calibration": Source(settings, "calibration", artifact.task)}
     return Context(folder=folder, report=report or QuietReport(), data=data)
-
-
-def state(artifact: Artifact) -> dict[str, Tensor]:
-    return {n: artifact.tensor(n).clone() for n in artifact.tensor_names()}
 
 
 @pytest.mark.parametrize(

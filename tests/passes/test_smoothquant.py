@@ -12,60 +12,18 @@ from torch import Tensor
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.context import Context, QuietReport
-from compress.data import DataSettings, Source
 from compress.errors import BadModel, BadSettings, BrokenPromise
 from passes._folding import Pair, pairs_in
 from passes._layerwise import Layer, LayerwiseSettings, walk_
 from passes._masks import same_bits
 from passes.smoothquant import SmoothQuant, scale
-from tests.conftest import CAUSAL, ENCODERS, lively, uneven
+from tests.conftest import CAUSAL, ENCODERS, loud, outputs, state, uneven
 
 Tiny = Callable[..., Artifact]
-IDS = torch.arange(2, 34).view(2, 16)
-TEXT = "the quick brown fox jumps over the lazy dog; a scale moves from here to there, 1 2 3 5 8 13 21. "
 
 
 def make(**given: Any) -> SmoothQuant:
     return SmoothQuant(SmoothQuant.Settings(batch=4, **given))
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Callable[..., Context]:
-    """Return a maker of contexts: `context(artifact, "folder")`."""
-    (tmp_path / "text.txt").write_text(TEXT * 20)
-    lines = [" ".join(TEXT.split()[: 3 + i % 9]) for i in range(16)]
-    (tmp_path / "classes.csv").write_text("text,label\n" + "".join(f'"{t}",{i % 2}\n' for i, t in enumerate(lines)))
-
-    def made(artifact: Artifact, name: str = "run") -> Context:
-        source = "text.txt" if artifact.task == "causal-lm" else "classes.csv"
-        settings = DataSettings(source=str(tmp_path / source), windows=6, length=16)
-        (tmp_path / name).mkdir(exist_ok=True)
-        data = {"calibration": Source(settings, "calibration", artifact.task)}
-        return Context(folder=tmp_path / name, report=QuietReport(), data=data)
-
-    return made
-
-
-@torch.no_grad()
-def outputs(artifact: Artifact) -> Tensor:
-    given: Tensor = artifact.model(IDS)[0]
-    return given.double()
-
-
-def state(artifact: Artifact) -> dict[str, Tensor]:
-    return {n: artifact.tensor(n).clone() for n in artifact.tensor_names()}
-
-
-def loud(artifact: Artifact) -> Artifact:
-    """Return the artifact with norms in its first block that make one channel in sixteen forty times as large."""
-    lively(artifact.model)
-    for module in tree.block_linears(artifact.model).values():
-        module.weight.data /= 4
-    for name, norm in tree.norms(artifact.model).items():
-        if ".0." in name and len(norm) == 32:
-            norm.data[::16] *= 40
-    return artifact
 
 
 def test_the_formula_by_hand() -> None:
@@ -140,8 +98,8 @@ def _off_in_integers(artifact: Artifact) -> float:
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_integers_lose_less_where_channels_are_far_apart(kind: str, tiny: Tiny, context: Any) -> None:
-    plain = _off_in_integers(loud(tiny(kind)))
-    smooth = _off_in_integers(make().run(loud(tiny(kind)), context(tiny(kind))))
+    plain = _off_in_integers(loud(tiny(kind), 40, ".0."))
+    smooth = _off_in_integers(make().run(loud(tiny(kind), 40, ".0."), context(tiny(kind))))
     assert smooth < 0.7 * plain
 
 
