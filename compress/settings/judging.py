@@ -182,7 +182,8 @@ def _judge_gains(pipeline: Pipeline, faults: Faults) -> None:
     """Refuse what no engine of this pipeline could show."""
     if faults.about("target", "export", "pass"):
         return  # which engines there are is not known
-    made = [t for e in pipeline.exports for t in pipeline.targets if t.name in e.targets]
+    targets = {t.name: t for t in pipeline.targets}
+    made = [targets[n] for e in pipeline.exports for n in e.targets]
     needed = "needs an engine to be measured on, and no [[export]] writes one; [[export]] use = 'onnx' would do"
     if pipeline.run.gain and not made:
         faults.add(("run", "gain"), needed)
