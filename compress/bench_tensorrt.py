@@ -107,6 +107,20 @@ class Session:
 
         return run, made
 
+    def captured(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Return a decode call that was made once as a CUDA graph; the call itself where it cannot be captured."""
+        context = self._context(self.engine.num_optimization_profiles - 1)
+        able = getattr(context, "is_stream_capturable", None)  # of TensorRT-RTX, which may compile while it runs
+        if able is not None and not able(self.stream.cuda_stream):
+            self.versions["decode"] = "without a CUDA graph"
+            return run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            run()
+        self.versions["decode"] = "as a CUDA graph"
+        replay: Callable[[], None] = graph.replay
+        return replay
+
     def __call__(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs for arrays; those that the plan does not read are left aside."""
         tensors = {n: torch.from_numpy(np.ascontiguousarray(given[n])).cuda() for n in self.inputs}
@@ -158,7 +172,7 @@ class Opened:
         torch.cuda.synchronize()
         run()  # what is chosen or compiled when shapes are new, is so now
         stream.synchronize()
-        call = self._captured(run) if past and new == 1 else run
+        call = self._session.captured(run) if past and new == 1 else run
 
         def timed() -> None:
             with torch.cuda.stream(stream):
@@ -166,13 +180,6 @@ class Opened:
             stream.synchronize()
 
         return timed
-
-    def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._session.stream):
-            run()
-        replay: Callable[[], None] = graph.replay
-        return replay
 
     def _given(self, past: int, new: int) -> dict[str, torch.Tensor]:
         """Return random inputs on the GPU, by name."""

@@ -39,8 +39,8 @@ class Engine(ABC):
     ) -> np.ndarray:
         """Run an encoder: int64 [batch, tokens] each -> float [batch, labels or hidden]; types are 0 unless given."""
 
-    def takes(self, batch: int, length: int) -> bool:
-        """Tell whether it was made for so many sequences of so many tokens; else a step raises."""
+    def takes(self, tokens: int) -> bool:
+        """Tell whether it was made for sequences of so many tokens; else a step raises."""
         return True
 
     @abstractmethod

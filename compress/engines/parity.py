@@ -111,7 +111,7 @@ def verify(engine: Engine, artifact: Artifact) -> dict[str, Any]:
     model, task = artifact.model, artifact.task
     tolerance = TOLERANCES[engine.manifest["precision"]]
     logits, past = _Worst(), _Worst()
-    shapes = [s for s in _shapes(model, task) if engine.takes(s.batch, s.past + s.new)]
+    shapes = [s for s in _shapes(model, task) if engine.takes(s.past + s.new)]
     with twin(model, torch.float32) as reference:
         if reference is not model:
             to_codes_(reference, artifact.grids)

@@ -11,7 +11,7 @@ import numpy as np
 from compress import files
 from compress.bench_tensorrt import Session, described
 from compress.contracts import Engine, Past
-from compress.errors import Unavailable
+from compress.errors import BadSettings, Unavailable
 
 
 class TensorrtEngine(Engine):
@@ -31,6 +31,7 @@ class TensorrtEngine(Engine):
         except ValueError as error:
             raise Unavailable(str(error)) from None
         self._about = described(folder, self.manifest)
+        self._rows, self._tokens = map(int, self._about["profiles"]["prefill"]["input_ids"][2])
         self._type = np.dtype(np.float16 if self.manifest["precision"] == "fp16" else np.float32)
         self._parts = [f"{p['layer']}.{part}" for p in self.manifest["past"] for part in ("key", "value")]
 
@@ -54,7 +55,7 @@ class TensorrtEngine(Engine):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         held = [array for pair in past for array in pair]
         given |= {f"past_key_values.{p}": a for p, a in zip(self._parts, held, strict=True)}
-        made = self._session(given)
+        made = self._run(given)
         present = [made[f"present.{p}"] for p in self._parts]
         return made["logits"], list(zip(present[::2], present[1::2], strict=True))
 
@@ -64,13 +65,26 @@ class TensorrtEngine(Engine):
         """Run an encoder, as the contract says."""
         types = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": types}
-        (result,) = self._session(given).values()
+        (result,) = self._run(given).values()
         return result
 
-    def takes(self, batch: int, length: int) -> bool:
-        """Tell whether so many sequences of so many tokens are within the plan's profiles."""
-        _, _, most = self._about["profiles"]["prefill"]["input_ids"]
-        return batch <= int(most[0]) and length <= int(most[1])
+    def _run(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs; more sequences than the plan takes go one part after the other.
+
+        Raises:
+            BadSettings: sequences longer than the plan takes.
+        """
+        rows, tokens = given["attention_mask"].shape
+        if not self.takes(tokens):
+            mend = f"[[target]] max_length = {tokens} would do"
+            raise BadSettings(f"the plan takes {self._tokens} tokens, got {tokens}; {mend}")
+        starts = range(0, rows, self._rows)
+        parts = [self._session({n: a[i : i + self._rows] for n, a in given.items()}) for i in starts]
+        return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+
+    def takes(self, tokens: int) -> bool:
+        """Tell whether sequences of so many tokens are within the plan's profiles."""
+        return tokens <= self._tokens
 
     def empty_past(self, batch: int) -> Past:
         """Return the past of length 0."""

@@ -60,10 +60,10 @@ def build(job: Mapping[str, Any], flavour: str, folder: Path, name: str) -> dict
                 errors.append(message)
 
     log = Log()
-    builder = trt.Builder(log)
-    if builder is None:
-        raise Refused(f"{flavour} cannot build here: {' '.join(errors)}")
-    builder.max_threads = 1
+    try:
+        builder = trt.Builder(log)
+    except (RuntimeError, TypeError) as error:  # no device, or no driver of the version that it needs
+        raise Refused(f"{flavour} cannot build here: {' '.join(errors) or error}") from None
     network = builder.create_network()
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(folder / job["graph"])):

@@ -194,7 +194,8 @@ FAULTS = {
     ),
     "a target that no export serves": (
         "[[target]]\nname = 'b'\nruntime = 'abacus'\nprompt = 9\ngenerate = 9\n",
-        ["3: target[2].runtime: no [[export]] writes for this target, got 'abacus'; known runtimes: onnxruntime"],
+        ["3: target[2].runtime: no [[export]] writes for this target, got 'abacus'; known runtimes: "
+         "onnxruntime, tensorrt, tensorrt-rtx, torch, torch-compiled"],
     ),
     "targets for what needs none": (
         "[[export]]\nuse = 'onnx'\n[[export]]\nuse = 'safetensors'\ntargets = ['laptop']\n",
@@ -202,7 +203,7 @@ FAULTS = {
     ),
     "no use": (
         "[[export]]\nname = 'x'\n",
-        ["1: export[1].use: must name one of the exporters; known: onnx, safetensors"],
+        ["1: export[1].use: must name one of the exporters; known: onnx, safetensors, tensorrt, torch"],
     ),
     "one bracket": (
         "[pass]\nuse = 'magnitude'\n",

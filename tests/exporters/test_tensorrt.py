@@ -259,8 +259,15 @@ def test_steps_stay_within_the_profiles(folder: Path, tiny: Any, monkeypatch: py
     figures = parity.verify(engine, tiny("llama"))
     assert figures["shapes"] == 7
     assert engine.kernels() == {"every layer": "unknown"}
-    assert engine.takes(4, 128)
-    assert not engine.takes(5, 1)
+    assert engine.takes(128)
+    assert not engine.takes(129)
+    texts = np.random.default_rng(0).integers(0, 300, (5, 9))  # the plan takes 4 at once
+    ones = np.ones_like(texts)
+    once, past = engine.step(texts, ones, ones.cumsum(1) - 1, engine.empty_past(5))
+    assert once.shape == (5, 9, 384)
+    assert past[0][0].shape == (5, 2, 9, 8)
+    with pytest.raises(BadSettings, match=r"takes 128 tokens, got 129; \[\[target\]\] max_length = 129 would do"):
+        engine.step(texts[:, :1], np.ones((5, 129)), ones[:, :1], past)
     other = tiny("llama", seed=1)
     with pytest.raises(ParityError):
         parity.verify(engine, other)
