@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from compress import loading, measure, tree
+from compress.artifact import Artifact
 from compress.contracts import Target
 from compress.engines import Engines
 from compress.errors import BadSettings
@@ -27,6 +28,12 @@ _TASKS: dict[str, Task] = {"bert": "classification"}
 
 def _names(model: str, task: Task, build: Build) -> list[str]:
     return list(tree.block_linears(_whole.stand_in(model, task, Build(layout=build.layout)).model))
+
+
+def _folder(artifact: Artifact, folder: Path) -> str:
+    artifact.model.save_pretrained(folder)
+    artifact.tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def _uneven(model: str, task: Task) -> tuple[BlockConfig, ...]:
@@ -59,11 +66,12 @@ def test_an_engine_has_the_shapes_codes_and_zeros_of_its_build(tmp_path: Path) -
     assert np.isfinite(logits).all()
 
 
-def test_a_build_is_timed_beside_the_dense_one(tmp_path: Path) -> None:
-    layout = loading.facts_of("demo", "causal-lm").layout
-    whole = profiler().engine("demo", "causal-lm", Build(layout=layout), TARGET, tmp_path / "dense")
+def test_a_build_is_timed_beside_the_dense_one(tiny: Any, tmp_path: Path) -> None:
+    model = _folder(tiny("llama"), tmp_path / "model")
+    layout = loading.facts_of(model, "causal-lm").layout
+    whole = profiler().engine(model, "causal-lm", Build(layout=layout), TARGET, tmp_path / "dense")
     bare = tuple(BlockConfig(heads=0, kv_heads=0, head_dim=b.head_dim, ffn=0) for b in layout)
-    less = profiler().engine("demo", "causal-lm", Build(layout=bare), TARGET, tmp_path / "bare")
+    less = profiler().engine(model, "causal-lm", Build(layout=bare), TARGET, tmp_path / "bare")
     found = measure.measure([whole, less], TARGET, processes=1, seconds=0.05)
     assert found.engines[1].prefill.ratio < 0.7
     assert found.engines[1].decode is not None
@@ -72,10 +80,7 @@ def test_a_build_is_timed_beside_the_dense_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen3"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_every_family_has_stand_ins(kind: str, zero: bool, tiny: Any, tmp_path: Path) -> None:
-    model, task = str(tmp_path), _TASKS.get(kind, "causal-lm")
-    artifact = tiny(kind)
-    artifact.model.save_pretrained(model)
-    artifact.tokenizer.save_pretrained(model)
+    model, task = _folder(tiny(kind), tmp_path), _TASKS.get(kind, "causal-lm")
     build = Build(layout=_uneven(model, task))
     plan = {
         n: Planned(grid=GridFact(bits=4, group_size=16, zero=zero), pattern="2:4") for n in _names(model, task, build)
