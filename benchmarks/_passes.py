@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ class Ids:
 
     def __init__(self, windows: Tensor) -> None:
         self._examples = Examples.of_windows(windows)
+        self.digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
 
     def examples(self, tokenizer: Any) -> Examples:
         """Return the windows, whatever the tokenizer."""

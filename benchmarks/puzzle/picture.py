@@ -1,0 +1,73 @@
+"""The two curves as one picture: loss over the measured share of the dense engine's decode time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks._ledger import read
+from benchmarks.puzzle.cells import ALL, PUZZLE, SINGLE, SOLVERS, STRUCTURE
+from benchmarks.puzzle.points import Point, dense_of, points
+from compress.report.plots import WIDTH
+from compress.report.scatter import Mark, Series, scatter
+
+HEIGHT = 380
+COLOURS = ("#1769aa", "#777777", "#c05621", "#2f855a", "#805ad5", "#b83280", "#a0762c")
+STYLE = """text{font:12px sans-serif;fill:#555}.left{text-anchor:end}.below{text-anchor:middle}.grid{stroke:#ddd}
+.mark{stroke-width:1.5}.guess{fill:#fff}.join{fill:none;stroke-width:1.6;stroke-opacity:.55}.whisker{stroke-width:1.2}
+.tie{stroke-dasharray:2 3}.title{font-weight:600;fill:#222}"""
+PANELS = {STRUCTURE: "Shapes alone, all in fp32", ALL: "Shapes, codes and zeros"}
+
+
+def write(path: Path) -> None:
+    """Draw the curves of a results file beside it, where its engines are timed."""
+    found = points({line["key"]: line for line in read(path)[1:]})
+    if any(p.share() for p in found.values()):
+        path.with_suffix(".svg").write_text(drawn(found), encoding="utf-8")
+
+
+def drawn(found: dict[str, Point]) -> str:
+    """Return both panels, one below the other."""
+    dense, panels = dense_of(found), []
+    for row, (curve, title) in enumerate(PANELS.items()):
+        timed = [
+            p for p in found.values() if p.share() and (p.cell.curve == curve or p.cell.way in ("dense", "control"))
+        ]
+        timed += [p for p in found.values() if curve == ALL and p.share() and p.cell.curve == SINGLE and p not in timed]
+        ways = sorted({p.cell.way for p in timed}, key=lambda w: (w != PUZZLE, w))
+        series = [
+            Series(
+                name=way, colour=index % len(COLOURS), joined=way in (PUZZLE, *SOLVERS) or way.startswith("drop"),
+                marks=[_mark(p, dense) for p in timed if p.cell.way == way],
+            )
+            for index, way in enumerate(ways)
+        ]  # fmt: skip
+        inner = re.search(
+            r"<svg[^>]*>(.*)</svg>", str(scatter(series, "share of the dense decode time", title)), re.DOTALL
+        )
+        assert inner is not None
+        panels.append(f'<g transform="translate(0 {row * (HEIGHT + 50) + 44})">{_head(title, ways)}{inner[1]}</g>')
+    height = len(PANELS) * (HEIGHT + 50)
+    rules = "".join(f".s{i}{{fill:{c};stroke:{c}}}" for i, c in enumerate(COLOURS))
+    rules += "".join(f".s{i} text{{stroke:none;fill:{c}}}" for i, c in enumerate(COLOURS))
+    body = f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>{"".join(panels)}'
+    style = f"<style>{STYLE}{rules}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">{style}{body}</svg>\n'
+
+
+def _head(title: str, ways: list[str]) -> str:
+    """Return a panel's title, and its ways in their colours."""
+    keys, x = [f'<text class="title" x="4" y="-28">{title}: loss in nats, lower is better</text>'], 4
+    for index, way in enumerate(ways):
+        keys.append(f'<g class="s{index % len(COLOURS)}"><text x="{x}" y="-10">● {way}</text></g>')
+        x += 20 + 7 * len(way)
+    return "".join(keys)
+
+
+def _mark(point: Point, dense: Point) -> Mark:
+    share = point.share()
+    assert share is not None
+    _, low, high = point.above(dense)
+    up = (dense.loss + low, dense.loss + high)
+    more = f"{point.cell.curve} {point.cell.way} {point.cell.amount:g}"
+    return Mark(x=share[0], y=point.loss, across=share[1:], up=up, more=more)
