@@ -10,6 +10,7 @@ from compress.errors import BadModel, Tampered
 
 CARD = "compress.json"
 FORMAT = 3
+_ENTRIES = {"format", "task", "masks", "grids", "plan", "lineage", "files"}
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -25,10 +26,10 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise BadModel(f"{folder}: no {CARD} in it, so it is no artifact of compress") from None
     except ValueError as error:
         raise Tampered(f"{folder / CARD}: not readable as JSON ({error}); delete the folder and run again") from None
-    if not isinstance(card, dict) or not {"format", "lineage", "files"} <= card.keys():
-        raise Tampered(f"{folder / CARD}: entries are missing; delete the folder and run again")
-    if card["format"] != FORMAT:
+    if isinstance(card, dict) and card.get("format", FORMAT) != FORMAT:
         raise BadModel(f"{folder / CARD}: has format {card['format']}, this version reads {FORMAT}; make it anew")
+    if not isinstance(card, dict) or not _ENTRIES <= card.keys():
+        raise Tampered(f"{folder / CARD}: entries are missing; delete the folder and run again")
     return card
 
 
