@@ -18,6 +18,7 @@ import torch
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 LOCAL = "local.json"  # written by kit.py, of a plan that was built on this machine
+_LEAST = (8, 0)  # capability that plans for all GPUs need
 TYPES = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64, "INT32": torch.int32,
 }  # fmt: skip
@@ -44,10 +45,27 @@ def refusal(folder: Path, manifest: Mapping[str, Any]) -> str | None:
         return f"made for {flavour}, which is not here ({error}); install it, version {about['version']}, or {rebuild}"
     if str(trt.__version__) != about["version"]:
         return f"built by {flavour} {about['version']}, here is {trt.__version__}; {rebuild}"
-    here, able = ".".join(map(str, torch.cuda.get_device_capability())), about["compute_capabilities"]
-    if able and here not in able:
-        return f"built for compute capability {', '.join(able)}, this GPU has {here}; {rebuild}"
+    capability = torch.cuda.get_device_capability()
+    here, able = ".".join(map(str, capability)), about["compute_capabilities"]
+    if (able and here not in able) or (not able and capability < _LEAST):
+        wanted = ", ".join(able) or f"{_LEAST[0]}.{_LEAST[1]} and later"
+        return f"built for compute capability {wanted}, this GPU has {here}; {rebuild}"
     return None
+
+
+def invalid(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Return that the runtime itself takes its plan to be invalid on this GPU, where `refusal` found nothing."""
+    about = described(folder, manifest)
+    trt: Any = importlib.import_module(MODULES[about["flavour"]])
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if not hasattr(runtime, "get_engine_validity"):
+        return None  # of TensorRT-RTX alone
+    validity, why = runtime.get_engine_validity((folder / about["plan"]).read_bytes())
+    if validity != trt.EngineValidity.INVALID:
+        return None
+    return (
+        f"{about['flavour']} {about['version']} takes the plan to be invalid on {torch.cuda.get_device_name()} ({why})"
+    )
 
 
 class Session:

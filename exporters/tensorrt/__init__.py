@@ -149,7 +149,8 @@ class Tensorrt(Exporter):
         """Return why the plan cannot run on this machine, or None."""
         from compress import bench_tensorrt, files
 
-        return bench_tensorrt.refusal(folder, files.read_json(folder / "engine.json"))
+        manifest = files.read_json(folder / "engine.json")
+        return bench_tensorrt.refusal(folder, manifest) or bench_tensorrt.invalid(folder, manifest)
 
     def open(self, folder: Path, target: Target) -> Engine:
         """Load the plan.

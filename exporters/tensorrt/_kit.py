@@ -159,6 +159,12 @@ def _sparse(kernels: Mapping[str, str], eligible: int) -> str:
     return f"{used} of {eligible} eligible layers use sparse kernels"
 
 
+def _dense() -> list[Path]:
+    """Return the dense parent's engine, where it stands beside this one as a run leaves it."""
+    beside = HERE.with_name(f"{HERE.name}-dense")
+    return [beside] if (beside / "engine.json").is_file() else []
+
+
 def time_(manifest: Mapping[str, Any], references: list[Path]) -> dict[str, Any]:
     """Return the clock's figures of the target's request, in turns with the reference's where there is one."""
     target = manifest["target"]
@@ -179,6 +185,7 @@ def _ready(manifest: Mapping[str, Any], job: Mapping[str, Any], rebuild: bool) -
     why = tools["refusal"](HERE, manifest)
     if why and why.startswith("no CUDA device"):
         raise Refused(why)
+    why = why or tools["invalid"](HERE, manifest)
     if why or rebuild:
         there = [f for f in (job["flavour"], *MODULES) if importlib.util.find_spec(MODULES[f])]
         if not there:
@@ -204,7 +211,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
         found["kernels"] = session.kernels()
         found["sparse"] = _sparse(found["kernels"], job["eligible"])
         found["parity"] = prove(session, job["tolerance"])
-        found["latency"] = time_(manifest, args.reference)
+        found["latency"] = time_(manifest, args.reference or _dense())
     except (Refused, ValueError) as error:
         return {**found, "why": str(error)}
     return {**found, "state": "done"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from importlib import metadata
 from typing import Any
 
@@ -187,3 +189,16 @@ def test_lines_align_and_put_the_mend_below() -> None:
         "                -> pip uninstall one",
     ]
     assert lines([]) == []
+
+
+def test_tensorrt_is_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, object] = {}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found.get(name))
+    absent = only(doctor.check_tensorrt())
+    assert absent.level == "ok"
+    assert "pip install 'compress-engine[trt-rtx]'" in absent.text
+    found["tensorrt_rtx"] = object()
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", types.SimpleNamespace(__version__="1.7"))
+    assert only(doctor.check_tensorrt()) == Finding("ok", "tensorrt-rtx", "1.7")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", types.SimpleNamespace())
+    assert only(doctor.check_tensorrt()).level == "error"

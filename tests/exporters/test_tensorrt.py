@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 
-from compress import bench_tensorrt, files, registry, tree
+from compress import bench_tensorrt, blocks, files, loading, registry, tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.contracts import Exporter, Target
@@ -221,8 +223,38 @@ def test_a_machine_that_does_not_match(changes: Any, said: str, copied: Path, mo
     why = str(bench_tensorrt.refusal(copied, changed))
     assert said in why
     assert f"python {copied / 'kit.py'} --rebuild" in why
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "built for compute capability 8.0 and later, this GPU has 7.5" in str(
+        bench_tensorrt.refusal(copied, manifest)
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     files.write_json(copied / "local.json", manifest["tensorrt"])  # as the kit leaves it, once it has rebuilt
     assert bench_tensorrt.refusal(copied, changed) is None
+
+
+def test_the_runtimes_own_word_counts_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = files.read_json(folder / "engine.json")
+    kinds = SimpleNamespace(INVALID=0, VALID=2)
+    for verdict, said in ((0, "takes the plan to be invalid on A GPU (no kernels)"), (2, "None")):
+        runtime = SimpleNamespace(get_engine_validity=lambda plan, v=verdict: (v, "no kernels"))
+        fake = SimpleNamespace(
+            Runtime=lambda _, r=runtime: r,
+            Logger=_Logger,
+            EngineValidity=kinds,
+            __version__=manifest["tensorrt"]["version"],
+        )
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+        assert said in str(bench_tensorrt.invalid(folder, manifest))
+    fake.Runtime = lambda _: SimpleNamespace()  # plain TensorRT does not tell
+    assert bench_tensorrt.invalid(folder, manifest) is None
+
+
+class _Logger:
+    ERROR = 1
+
+    def __init__(self, level: int) -> None:
+        assert level == self.ERROR
 
 
 # -- how it is run, with onnxruntime in the place of the GPU ----------------------------------------------------
@@ -271,3 +303,45 @@ def test_steps_stay_within_the_profiles(folder: Path, tiny: Any, monkeypatch: py
     other = tiny("llama", seed=1)
     with pytest.raises(ParityError):
         parity.verify(engine, other)
+
+
+# -- the demo model ---------------------------------------------------------------------------------------------
+
+
+def _cut(artifact: Artifact) -> Artifact:
+    none = torch.tensor([], dtype=torch.int64)
+    blocks.slice_(artifact.model, 0, kv_groups=none, neurons=none)  # the first block does nothing
+    return artifact
+
+
+def _two_of_four(artifact: Artifact) -> Artifact:
+    mask = torch.tensor([True, False, False, True])
+    linears = tree.block_linears(artifact.model)
+    masks = {n: mask.repeat(m.out_features, m.in_features // 4) for n, m in linears.items()}
+    for name, linear in linears.items():
+        linear.weight.data *= masks[name]
+    return artifact.after(masks=masks)
+
+
+_DEMO: dict[str, Callable[[Artifact], Artifact]] = {
+    "dense": lambda a: a,
+    "int8 rows": lambda a: quantized(a, GridFact(bits=8, group_size=None)),
+    "int4 groups of 32": lambda a: quantized(a, GridFact(bits=4, group_size=32)),
+    "2:4": _two_of_four,
+    "a first block that does nothing": _cut,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("made", _DEMO)
+def test_the_demo_model_builds(made: str, precision: str, tmp_path: Path) -> None:
+    artifact = _DEMO[made](Artifact.of(loading.locate("demo"), "causal-lm"))
+    target = TARGET.model_copy(update={"precision": precision, "prompt": 128, "generate": 64})
+    told = written(artifact, tmp_path / "e", target)
+    assert told["tensorrt"]["sparse"] == (made == "2:4")
+    first = (tmp_path / "e" / "model.plan").read_bytes()
+    _job.plan(tmp_path / "e", "tensorrt-rtx", QuietReport())
+    second = (tmp_path / "e" / "model.plan").read_bytes()
+    assert len(first) == len(second)
+    assert (np.frombuffer(first, np.uint8) != np.frombuffer(second, np.uint8)).mean() < 1e-3
