@@ -12,7 +12,7 @@ TARGET = Target(name="laptop", threads=1, batch=1, prompt=128, generate=64)
 BATCHES = (1, 8)
 STRUCTURE, ALL, SINGLE = "structure", "all", "single"  # curves: shapes alone; with codes and zeros; one method
 PUZZLE, CONTROL, DENSE = "puzzle", "control", "dense"
-SOLVERS = ("uniform", "greedy", "random")
+SOLVERS = {"uniform": STRUCTURE, "greedy": ALL, "random": ALL}  # that choose worse -> where above all
 DROPS = {"drop similarity": "similarity", "drop das": "das"}
 QUANTIZED: dict[str, dict[str, Any]] = {
     "int4": {"bits": 4, "group_size": 32},
@@ -30,7 +30,8 @@ class Plan:
 
     Attributes:
         budgets: shares of the dense engine's decode time.
-        baselines: those at which baselines of the choice stand.
+        baselines: those at which baselines of the choice, and what is left out of Puzzle, stand.
+        both: whether these baselines stand on both curves.
         drops: how many blocks go.
         ways: what is run beside Puzzle, and what of Puzzle is left out.
         attention: variants.
@@ -52,6 +53,7 @@ class Plan:
 
     budgets: tuple[float, ...] = (0.8, 0.65, 0.55, 0.46, 0.38)
     baselines: tuple[float, ...] = (0.8, 0.65, 0.55, 0.46, 0.38)
+    both: bool = True
     drops: tuple[int, ...] = (1, 2, 3, 4)
     ways: tuple[str, ...] = (*SOLVERS, *DROPS, *QUANTIZED, *ABLATIONS)
     attention: tuple[str, ...] = ("parent", "kv 50%", "kv 25%", "linear", "none")
@@ -73,7 +75,7 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    budgets=(0.65, 0.46), baselines=(0.46,), drops=(2,), ways=("uniform", "greedy", "random", "drop similarity",
+    budgets=(0.65, 0.46), baselines=(0.46,), both=False, drops=(2,), ways=("uniform", "greedy", "random", "drop similarity",
     "int4", "int8"), attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
     bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=1, seconds=0.2, processes=(2,), geometries=(),
 )  # fmt: skip
@@ -107,7 +109,8 @@ def cells(plan: Plan) -> Iterator[Cell]:
     yield from (Cell(SINGLE, way) for way in QUANTIZED if way in plan.ways)
     yield from (Cell(STRUCTURE, way, count) for way in DROPS if way in plan.ways for count in plan.drops)
     for way in (w for w in SOLVERS if w in plan.ways):
-        yield from (Cell(curve, way, budget) for curve in (ALL, STRUCTURE) for budget in plan.baselines)
+        curves = (ALL, STRUCTURE) if plan.both else (SOLVERS[way],)
+        yield from (Cell(curve, way, budget) for curve in curves for budget in plan.baselines)
     yield from (Cell(STRUCTURE, way, budget) for way in ABLATIONS if way in plan.ways for budget in plan.baselines)
 
 

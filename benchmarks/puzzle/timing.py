@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks._ledger import Results, Row
@@ -22,9 +22,8 @@ def run(results: Results, engines: Mapping[str, Path], processes: Sequence[int])
         engines: folders by cell, the dense one first: all ratios are to it.
         processes: fresh ones to time in; the next count is tried while a ratio is known less well than 1 %.
     """
-    these = hashlib.sha256(" ".join(engines).encode()).hexdigest()[:8]
     for batch in BATCHES:
-        key = f"clock/{batch}/{these}"
+        key = f"clock/{batch}/{these(engines)}"
         if key in results.rows:
             continue
         for count in processes:
@@ -34,6 +33,11 @@ def run(results: Results, engines: Mapping[str, Path], processes: Sequence[int])
                 break
         results.add({"key": key, "batch": batch, **_row(list(engines), found)})
         print(f"{key}: {len(engines)} engines, {found.processes} processes, load {found.load_average:.1f}", flush=True)
+
+
+def these(names: Iterable[str]) -> str:
+    """Return what stands for just these engines in a row's key."""
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
 
 
 def _row(names: Sequence[str], found: Measurement) -> Row:
