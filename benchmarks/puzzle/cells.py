@@ -75,8 +75,9 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    budgets=(0.65, 0.46), baselines=(0.46,), both=False, drops=(2,), ways=("uniform", "greedy", "random", "drop similarity",
-    "int4", "int8"), attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
+    budgets=(0.65, 0.46), baselines=(0.46,), both=False, drops=(2,),
+    ways=("uniform", "greedy", "random", "drop similarity", "int4", "int8"),
+    attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
     bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=1, seconds=0.2, processes=(2,), geometries=(),
 )  # fmt: skip
 
