@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from compress.contracts import Target
@@ -22,6 +22,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 # Ablations of the curve of shapes -> what of the choice is other.
 ABLATIONS: dict[str, dict[str, Any]] = {"lm scores": {"score": "lm"}, "no bld": {}, "coupled": {"refine": True}}
 NO_BLD = "no bld"
+BUDGETS = {STRUCTURE: (0.8, 0.65, 0.55, 0.46, 0.38), ALL: (0.46, 0.38, 0.32, 0.27, 0.22)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Plan:
     """How much is run.
 
     Attributes:
-        budgets: shares of the dense engine's decode time.
-        baselines: those at which baselines of the choice, and what is left out of Puzzle, stand.
+        budgets: by curve, shares of the dense engine's decode time; codes alone give half of it and more.
+        baselines: by curve, those at which baselines of the choice, and what is left out of Puzzle, stand.
         both: whether these baselines stand on both curves.
         drops: how many blocks go.
         ways: what is run beside Puzzle, and what of Puzzle is left out.
@@ -51,8 +52,8 @@ class Plan:
         geometries: at which speed alone is measured.
     """
 
-    budgets: tuple[float, ...] = (0.8, 0.65, 0.55, 0.46, 0.38)
-    baselines: tuple[float, ...] = (0.8, 0.65, 0.55, 0.46, 0.38)
+    budgets: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: dict(BUDGETS))
+    baselines: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: dict(BUDGETS))
     both: bool = True
     drops: tuple[int, ...] = (1, 2, 3, 4)
     ways: tuple[str, ...] = (*SOLVERS, *DROPS, *QUANTIZED, *ABLATIONS)
@@ -75,7 +76,8 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    budgets=(0.65, 0.46), baselines=(0.46,), both=False, drops=(2,),
+    budgets={STRUCTURE: (0.65, 0.46), ALL: (0.36, 0.28)}, baselines={STRUCTURE: (0.46,), ALL: (0.28,)}, both=False,
+    drops=(2,),
     ways=("uniform", "greedy", "random", "drop similarity", "int4", "int8"),
     attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
     bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=1, seconds=0.2, processes=(2,), geometries=(),
@@ -105,14 +107,15 @@ def cells(plan: Plan) -> Iterator[Cell]:
     """Yield what is to be run, Puzzle's own first."""
     yield Cell(SINGLE, DENSE)
     for curve in (ALL, STRUCTURE):
-        yield from (Cell(curve, PUZZLE, budget) for budget in plan.budgets)
+        yield from (Cell(curve, PUZZLE, budget) for budget in plan.budgets[curve])
     yield Cell(SINGLE, CONTROL)
     yield from (Cell(SINGLE, way) for way in QUANTIZED if way in plan.ways)
     yield from (Cell(STRUCTURE, way, count) for way in DROPS if way in plan.ways for count in plan.drops)
     for way in (w for w in SOLVERS if w in plan.ways):
         curves = (ALL, STRUCTURE) if plan.both else (SOLVERS[way],)
-        yield from (Cell(curve, way, budget) for curve in curves for budget in plan.baselines)
-    yield from (Cell(STRUCTURE, way, budget) for way in ABLATIONS if way in plan.ways for budget in plan.baselines)
+        yield from (Cell(curve, way, budget) for curve in curves for budget in plan.baselines[curve])
+    for way in (w for w in ABLATIONS if w in plan.ways):
+        yield from (Cell(STRUCTURE, way, budget) for budget in plan.baselines[STRUCTURE])
 
 
 def choice(cell: Cell, plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from benchmarks import _score
 from benchmarks._ledger import Row
 from benchmarks.low_bit.report import interval, table
 from benchmarks.puzzle import slack
-from benchmarks.puzzle.cells import ABLATIONS, ALL, BATCHES, CONTROL, PUZZLE, SINGLE, STRUCTURE, Cell
+from benchmarks.puzzle.cells import ABLATIONS, ALL, BATCHES, CONTROL, PUZZLE, QUANTIZED, SINGLE, STRUCTURE, Cell
 from benchmarks.puzzle.points import Interval, Point, Rows, dense_of, points, rivals
 from compress.sweep.clock import HALF
 
@@ -38,7 +38,7 @@ def render(setup: Row, rows: Rows) -> str:
 def _clock(rows: Rows) -> list[str]:
     lines = []
     for row in {r["batch"]: r for k, r in rows.items() if k.startswith("clock/")}.values():
-        told = f"{len(row['engines'])} engines in turns, {row['processes']} processes, {row['clock']} time"
+        told = f"{len(row['engines'])} engines in turns, {row['processes']} processes, {row['clock']}"
         flags = f"; {len(row['flags'])} cautions" if row["flags"] else ""
         lines.append(f"\nBatch {row['batch']}: {told}, load {row['load']:g}{flags}.")
     return lines
@@ -144,20 +144,21 @@ def _ablations(found: Found, rows: Rows) -> list[str]:
 def _paper(found: Found) -> list[str]:
     """Return where the paper's point lies beside the curve of all options."""
     dense = dense_of(found)
-    timed = [(share[0], p) for p in found.values() if p.cell.way == PUZZLE and (share := p.share())]
+    timed = [(share[0], p) for p in found.values() if (share := p.share())]
     if not timed:
         return []
     speed, kept = PAPER
     lines = [f"\n## The paper's point: {speed:g} x the throughput, {kept:.1%} of the mean score kept\n"]
-    for curve in (STRUCTURE, ALL):
-        same = [(share, p) for share, p in timed if p.cell.curve == curve]
+    for curve in TITLES:
+        same = [(share, p) for share, p in timed if p.cell.curve == curve and p.cell.way in (PUZZLE, *QUANTIZED)]
         fast = [(share, p) for share, p in same if share <= 1 / speed]
         good = [(share, p) for share, p in same if p.kept(dense) >= kept]
         best = max(fast, key=lambda e: e[1].kept(dense), default=None)
         quick = min(good, key=lambda e: e[0], default=None)
         told = f"{best[1].kept(dense):.1%} of the right tokens kept at {1 / best[0]:.2f} x" if best else "none so fast"
         other = f"{1 / quick[0]:.2f} x with {quick[1].kept(dense):.1%} kept" if quick else "none keeps so much"
-        lines.append(f"- {TITLES[curve]}: at that speed {told}; at that quality {other}.")
+        who = "Codes alone" if curve == SINGLE else f"Puzzle, {curve}"
+        lines.append(f"- {who}: at that speed {told}; at that quality {other}.")
     parent = found.get(Cell(SINGLE, CONTROL).key)
     if parent:
         lines.append(f"- The parent, trained on the same tokens: {parent.kept(dense):.1%} at 1 x.")
