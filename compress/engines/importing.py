@@ -26,14 +26,14 @@ def take(folder: Path, results: Path) -> dict[str, Any]:
         The new content of `measured.json`.
 
     Raises:
-        BadModel: no engine, no results of a kit, those of another engine, or of a kit that could not run it.
+        BadModel: no engine, no results of a kit, those of another engine, or of one that was not run or failed.
     """
     read_manifest(folder)
     found = _read(results)
     if found["engine"] != files.sha256(folder / MANIFEST):
         raise BadModel(f"{results}: was found of another engine than {folder}; give the folder that the kit came from")
     if found["state"] != "done":
-        raise BadModel(f"{results}: the engine did not run there: {found.get('why', 'nobody knows why')}")
+        raise BadModel(f"{results}: the engine {found['state']} there: {found.get('why', 'nobody knows why')}")
     latency = _latency(found, folder, results)
     path = folder / MEASURED
     before = files.read_json(path) if path.is_file() else {}

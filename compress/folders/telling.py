@@ -118,5 +118,5 @@ def _key_lines(about: Mapping[str, Any], keys: Sequence[str], indent: str) -> li
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -207,6 +207,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     }
     try:
         session = _ready(manifest, job, args.rebuild)
+        found["state"] = "failed"  # until all is done
         found["machine"] |= session.versions
         found["kernels"] = session.kernels()
         found["sparse"] = _sparse(found["kernels"], job["eligible"])
@@ -218,7 +219,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Read the command line, do what it says, and return the exit status: 0 done, 2 not run, 3 cannot be built."""
+    """Do what the command line says and return the exit status: 0 done, 2 not run or failed, 3 cannot be built."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rebuild", action="store_true", help="build the plan anew even where the one that came fits")
     parser.add_argument(

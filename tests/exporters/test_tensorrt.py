@@ -24,7 +24,7 @@ from compress.engines import Engines, parity
 from compress.errors import BadModel, BadSettings, ParityError, Unavailable
 from compress.facts import Facts, GridFact
 from exporters import _graph
-from exporters.tensorrt import _engine, _job
+from exporters.tensorrt import _cases, _engine, _job, _judge
 from tests.conftest import a_grid, quantized, uneven
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -87,6 +87,14 @@ def test_two_builds_are_of_one_size_and_differ_in_few_bytes(folder: Path, copied
     assert (first != second).mean() < 2e-3
 
 
+def test_all_but_the_plan_is_the_same_each_time(folder: Path, tiny: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "cases.npz", allow_pickle=False, **_cases.cases(tiny("llama"), 4, 128))
+    assert files.sha256(tmp_path / "cases.npz") == files.sha256(folder / "cases.npz")
+    graph = _graph.decoder(tiny("llama").model, "fp32", 20)
+    assert _graph.write(graph, tmp_path / "model.onnx") == ("model.onnx",)
+    assert files.sha256(tmp_path / "model.onnx") == files.sha256(folder / "model.onnx")
+
+
 def test_half_precision_codes_of_4_bits_and_unlike_blocks(tiny: Any, tmp_path: Path) -> None:
     artifact = quantized(uneven(tiny("llama")), {})
     down = next(n for n in tree.block_linears(artifact.model) if n.endswith("o_proj"))
@@ -142,6 +150,14 @@ def test_what_is_not_installed_builds_on_the_target(copied: Path) -> None:
     assert told["plan"] is None
     assert report.notes == ["no plan: tensorrt is not installed; `python kit.py` builds it on the target"]
     assert told.keys() == files.read_json(copied / "engine.json")["tensorrt"].keys()
+
+
+def test_what_is_missing_is_named(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_judge, "installed", list)
+    assert "pip install 'compress-engine[trt-rtx]'" in str(exporter().available())
+    assert exporter(flavour="tensorrt").available() is None  # its kit builds on the target
+    with pytest.raises(BadSettings, match="tensorrt-rtx is not installed"):
+        exporter().plan(tree.facts(tiny("llama").model, "causal-lm"), TARGET)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_it_runs_up_to_where_cuda_is_missing_and_says_so(folder: Path, tmp_path:
     found = json.loads((copy / "kit-results.json").read_text())
     assert found["state"] == "not run"
     assert found["engine"] == files.sha256(folder / "engine.json")
-    with pytest.raises(BadModel, match="did not run there: no CUDA device"):
+    with pytest.raises(BadModel, match="not run there: no CUDA device"):
         importing.take(copy, copy / "kit-results.json")
 
 
@@ -120,6 +120,7 @@ def test_results_of_another_engine_or_none_are_refused(folder: Path, tmp_path: P
         (json.dumps(results(copy, format=2)), "no results of a kit of this version"),
         (json.dumps(results(copy, engine="0")), "another engine"),
         (json.dumps(results(copy, latency={})), "no figures of the clock"),
+        (json.dumps(results(copy, state="failed", why="logits differ")), "the engine failed there: logits differ"),
     ):
         path.write_text(content)
         with pytest.raises(BadModel, match=said):
