@@ -11,8 +11,11 @@ from benchmarks.puzzle.points import Point, dense_of, points
 from compress.report.plots import WIDTH
 from compress.report.scatter import Mark, Series, scatter
 
-HEIGHT = 380
-COLOURS = ("#1769aa", "#777777", "#c05621", "#2f855a", "#805ad5", "#b83280", "#a0762c")
+HEIGHT, HEAD = 380, 66
+COLOURS = (
+    "#1769aa", "#777777", "#c05621", "#2f855a", "#805ad5", "#b83280", "#a0762c", "#0f766e", "#4a5568", "#d53f8c",
+    "#3182ce", "#68a03a",
+)  # fmt: skip
 STYLE = """text{font:12px sans-serif;fill:#555}.left{text-anchor:end}.below{text-anchor:middle}.grid{stroke:#ddd}
 .mark{stroke-width:1.5}.guess{fill:#fff}.join{fill:none;stroke-width:1.6;stroke-opacity:.55}.whisker{stroke-width:1.2}
 .tie{stroke-dasharray:2 3}.title{font-weight:600;fill:#222}"""
@@ -46,8 +49,10 @@ def drawn(found: dict[str, Point]) -> str:
             r"<svg[^>]*>(.*)</svg>", str(scatter(series, "share of the dense decode time", title)), re.DOTALL
         )
         assert inner is not None
-        panels.append(f'<g transform="translate(0 {row * (HEIGHT + 50) + 44})">{_head(title, ways)}{inner[1]}</g>')
-    height = len(PANELS) * (HEIGHT + 50)
+        panels.append(
+            f'<g transform="translate(0 {row * (HEIGHT + HEAD) + HEAD - 4})">{_head(title, ways)}{inner[1]}</g>'
+        )
+    height = len(PANELS) * (HEIGHT + HEAD)
     rules = "".join(f".s{i}{{fill:{c};stroke:{c}}}" for i, c in enumerate(COLOURS))
     rules += "".join(f".s{i} text{{stroke:none;fill:{c}}}" for i, c in enumerate(COLOURS))
     body = f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>{"".join(panels)}'
@@ -57,9 +62,11 @@ def drawn(found: dict[str, Point]) -> str:
 
 def _head(title: str, ways: list[str]) -> str:
     """Return a panel's title, and its ways in their colours."""
-    keys, x = [f'<text class="title" x="4" y="-28">{title}: loss in nats, lower is better</text>'], 4
+    keys, x, y = [f'<text class="title" x="4" y="-44">{title}: loss in nats, lower is better</text>'], 4, -26
     for index, way in enumerate(ways):
-        keys.append(f'<g class="s{index % len(COLOURS)}"><text x="{x}" y="-10">● {way}</text></g>')
+        if x + 20 + 7 * len(way) > WIDTH:
+            x, y = 4, y + 16
+        keys.append(f'<g class="s{index % len(COLOURS)}"><text x="{x}" y="{y}">● {way}</text></g>')
         x += 20 + 7 * len(way)
     return "".join(keys)
 

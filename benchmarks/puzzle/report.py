@@ -180,6 +180,6 @@ def _geometry(rows: list[Row]) -> list[str]:
                 f"{ms:.2f} ({low:.2f} … {high:.2f})", f"{ms / measured - 1:+.1%}",
                 f"{1 / ratio:.2f} ({1 / to:.2f} … {1 / at:.2f})",
             ))  # fmt: skip
-    head = "shapes | phase: | dense ms | promised | mixed build ms | promised (95 %) | off by | x dense"
+    head = "shapes: | phase: | dense ms | promised | mixed build ms | promised (95 %) | off by | x dense"
     told = "\nWeights are random: what such a build would keep of the quality is not measured."
     return ["\n## Speed alone, in the shapes of real models\n", *table(head, lines), told] if lines else []
