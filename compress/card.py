@@ -28,7 +28,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise Tampered(f"{folder / CARD}: not readable as JSON ({error}); delete the folder and run again") from None
     if isinstance(card, dict) and card.get("format", FORMAT) != FORMAT:
         raise BadModel(f"{folder / CARD}: has format {card['format']}, this version reads {FORMAT}; make it anew")
-    if not isinstance(card, dict) or not _ENTRIES <= card.keys():
+    if not isinstance(card, dict) or not card.keys() >= _ENTRIES:
         raise Tampered(f"{folder / CARD}: entries are missing; delete the folder and run again")
     return card
 
