@@ -6,6 +6,7 @@ Every cell has a folder: what was chosen, checkpoints of what trains, and the en
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -59,6 +60,7 @@ class Place:
         return dataclasses.replace(
             context_of(folder, parent=lambda: opened(self.case), **windows),
             targets={TARGET.name: TARGET}, model=str(self.case / "model"), cache=self.work / "cache", report=report,
+            workers=os.cpu_count() or 1,
         )  # fmt: skip
 
     @property
@@ -71,6 +73,7 @@ class Place:
             through("bld", settings, opened(self.case), self.context(folder, report))
             told = {"seconds": round(time.monotonic() - started, 1), "blocks": report.measured.get("blocks", [])}
             files.write_json(folder / "done.json", told)
+            shutil.rmtree(folder / "distillation", ignore_errors=True)  # hidden states, which nothing needs any more
         return folder / "library"
 
 

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks import _cases, _score
 from benchmarks._ledger import Results, Row
@@ -21,7 +21,7 @@ from benchmarks.puzzle.cells import ALL, FULL, QUICK, STRUCTURE, Cell
 from benchmarks.puzzle.points import points, rivals
 from compress import loading, registry, tree
 from compress.artifact import Artifact
-from compress.context import Context
+from compress.context import Context, QuietReport
 from compress.contracts import Pass
 from compress.errors import BadModel, UserFault
 from compress.facts import Planned
@@ -236,12 +236,12 @@ def demo_case(folder: Path) -> Path:
     return case
 
 
-def test_contexts_bring_targets_and_a_shared_cache(tmp_path: Path) -> None:
+def test_contexts_bring_targets_and_a_shared_cache(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     windows = torch.zeros(4, 8, dtype=torch.int64)
     plan = dataclasses.replace(QUICK, windows=2)
     place = making.Place(case=tmp_path, work=tmp_path, plan=plan, ids={"calibration": windows, "training": windows})
-    found: Context = place.context(tmp_path / "a", making.QuietReport())
+    found: Context = place.context(tmp_path / "a", QuietReport())
     assert found.cache == tmp_path / "cache"
     assert set(found.targets) == {"laptop"}
-    assert len(found.data["training"].examples(None)) == 2
+    assert len(found.data["training"].examples(tokenizer)) == 2
     assert found.data["training"].digest != found.data["calibration"].digest
