@@ -193,7 +193,7 @@ from compress import blocks, tree
 from compress.contracts import Pass
 from compress.errors import BrokenPromise
 
-RANK = 64
+RANK = 1024
 
 
 class Slow(Pass):
