@@ -27,16 +27,18 @@ class Opened:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], args: argparse.Namespace) -> None:
         self.versions = {"onnxruntime": ort.__version__}
-        options, provider = ort.SessionOptions(), PROVIDERS[args.device]
+        options, providers = ort.SessionOptions(), [PROVIDERS[args.device]]
+        if other := manifest.get("provider"):  # which leaves to the device's own what it cannot take
+            providers.insert(0, (other, {}))
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = args.threads, 1, 4
         if args.device == "cuda" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
         for entry in {"session.intra_op.allow_spinning": "0", **manifest.get("session", {})}.items():
             options.add_session_config_entry(*entry)
         graph = str(folder / manifest.get("graph", "model.onnx"))
-        self._args, self._session = args, ort.InferenceSession(graph, options, providers=[provider])
-        if (got := self._session.get_providers()[0]) != provider[0]:
-            raise ValueError(f"asked for {provider[0]}, got {got}; is it in this onnxruntime, is the driver there?")
+        self._args, self._session = args, ort.InferenceSession(graph, options, providers=providers)
+        if (got := self._session.get_providers()[0]) != providers[0][0]:
+            raise ValueError(f"asked for {providers[0][0]}, got {got}; is it in this onnxruntime, is the driver there?")
 
     @property
     def decoder(self) -> bool:

@@ -18,7 +18,7 @@ from compress.following import follow
 from compress.hosts import Host
 
 _BENCH = Path(__file__).with_name("bench.py")
-RUNTIMES = ("onnxruntime", "torch", "torch-compiled", "tensorrt", "tensorrt-rtx")
+RUNTIMES = ("onnxruntime", "onnxruntime-tensorrt", "torch", "torch-compiled", "tensorrt", "tensorrt-rtx")
 _MANIFEST = "engine.json"
 _DENSE = "-dense"  # ends the name of the parent's engine in a run folder
 

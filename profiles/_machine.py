@@ -12,12 +12,17 @@ from compress.hosts import Host
 from profiles import _probe
 from profiles._probe import NOT_INSTALLED
 
+_SESSION = {"inter_op_threads": "1", "session.intra_op.allow_spinning": "0"}
 OPTIONS = {  # by runtime, as `compress.bench` opens engines
-    "onnxruntime": {"inter_op_threads": "1", "session.intra_op.allow_spinning": "0"},
+    "onnxruntime": _SESSION,
+    "onnxruntime-tensorrt": {**_SESSION, "provider": "TensorrtExecutionProvider"},
     "torch": {"mode": "eager"},
     "torch-compiled": {"mode": "compiled", "dynamic": "1"},
 }
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "torch-compiled": ("torch",)}
+_ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_DISTRIBUTIONS = {
+    "onnxruntime": _ONNXRUNTIMES, "onnxruntime-tensorrt": _ONNXRUNTIMES, "torch-compiled": ("torch",)
+}  # fmt: skip
 
 
 class ForeignProfile(UserFault):

@@ -1,5 +1,8 @@
 """An engine for onnxruntime: one ONNX graph with explicit past tensors, its tokenizer, and a script that runs it.
 
+Runtime `onnxruntime-tensorrt` asks for the TensorRT execution provider on a GPU, and for CUDA's where that has none; one
+that was asked for and is not there is an error, where onnxruntime itself would go on with another in silence.
+
 A decoder's graph reads a prompt and writes token after token (`exporters/_graph`): `input_ids` `[batch, sequence]`,
 `attention_mask` `[batch, total]`, `position_ids` `[batch, sequence]` and `past_key_values.<layer>.key` and `.value`
 `[batch, heads, past, head_dim]` give `logits` `[batch, sequence, vocabulary]` and `present.<layer>.key` and `.value`;
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from compress.context import Context
 
 GRAPH = "model.onnx"
+THROUGH_TENSORRT = "onnxruntime-tensorrt"
 SCRIPT = Path(__file__).with_name("_run.py")
 
 
@@ -76,7 +80,7 @@ class Onnx(Exporter):
 
     Settings = OnnxSettings
     settings: OnnxSettings
-    runtimes = ("onnxruntime",)
+    runtimes = ("onnxruntime", THROUGH_TENSORRT)
     uses = frozenset({"calibration"})
 
     def data_uses(self, facts: Facts) -> frozenset[DataUse]:
@@ -114,7 +118,11 @@ class Onnx(Exporter):
         if target is None:
             raise BadSettings("needs a [[target]] with runtime = 'onnxruntime'")
         if target.runtime not in self.runtimes:
-            raise BadSettings(f"must be 'onnxruntime', got {target.runtime!r}", key="runtime")
+            raise BadSettings(
+                f"must be one of {', '.join(map(repr, self.runtimes))}, got {target.runtime!r}", key="runtime"
+            )
+        if target.runtime == THROUGH_TENSORRT and target.device != "cuda":
+            raise BadSettings(f"must be 'cuda', where TensorRT runs, got {target.device!r}", key="device")
         if target.device not in ("cpu", "cuda"):
             raise BadSettings(f"must be 'cpu' or 'cuda', got {target.device!r}", key="device")
         if facts.grids:
@@ -144,6 +152,10 @@ class Onnx(Exporter):
             "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
             "libraries": ["onnx", "onnxscript", *_installed()],
         }
+        if target and target.runtime == THROUGH_TENSORRT:
+            from exporters.onnx._engine import TENSORRT
+
+            facts["provider"] = TENSORRT
 
         def write(way: _kernels.Way | None, folder: Path) -> Export:
             written, about = graph, dict[str, Any]()

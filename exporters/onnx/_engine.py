@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TENSORRT = "TensorrtExecutionProvider"  # what it cannot take, CUDA's does
 # Without this the GPU rounds float32 factors to 10 bits, which is another precision than the one asked for.
 _OPTIONS: Mapping[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 
@@ -36,7 +37,7 @@ class OnnxEngine(Engine):
         if missing:
             raise Unavailable(missing)
         self.manifest: Mapping[str, Any] = files.read_json(folder / "engine.json")
-        self._session = _open(folder / self.manifest["graph"], target, self.manifest.get("session", {}))
+        self._session = _open(folder / self.manifest["graph"], target, self.manifest)
         self._inputs = {i.name: i.type for i in self._session.get_inputs()}
         self._past = [n for n in self._inputs if n.startswith("past_key_values.")]
         self._type = np.dtype(np.float16 if self.manifest["precision"] == "fp16" else np.float32)
@@ -78,10 +79,11 @@ class OnnxEngine(Engine):
         del self._session
 
 
-def _open(graph: Path, target: Target, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
+def _open(graph: Path, target: Target, manifest: Mapping[str, Any]) -> onnxruntime.InferenceSession:
     import onnxruntime
 
-    provider = PROVIDERS[target.device]
+    device = PROVIDERS[target.device]
+    provider = manifest.get("provider", device)
     if provider not in onnxruntime.get_available_providers():
         raise Unavailable(
             f"device {target.device!r}: this onnxruntime has no {provider}, only "
@@ -93,15 +95,14 @@ def _open(graph: Path, target: Target, settings: Mapping[str, str]) -> onnxrunti
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in settings.items():
+    for name, value in manifest.get("session", {}).items():
         options.add_session_config_entry(name, value)
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(
-        str(graph), options, providers=[provider], provider_options=[_OPTIONS.get(target.device, {})]
-    )
+    wanted = [*([(TENSORRT, {})] if provider == TENSORRT else []), (device, _OPTIONS.get(target.device, {}))]
+    session = onnxruntime.InferenceSession(str(graph), options, providers=wanted)
     if session.get_providers()[0] != provider:
         raise Unavailable(
             f"device {target.device!r}: asked for {provider} and got {session.get_providers()[0]}; "
-            "is the device's driver there, and CUDA and cuDNN of the versions that onnxruntime-gpu needs?"
+            "is the device's driver there, and CUDA, cuDNN (and TensorRT) of the versions that onnxruntime-gpu needs?"
         )
     return session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -19,12 +20,12 @@ import torch
 from onnx import numpy_helper
 from transformers import PreTrainedModel
 
-from compress import blocks, files, tree
+from compress import blocks, files, measure, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Target
 from compress.engines import Engines
-from compress.errors import BadSettings, Unavailable
+from compress.errors import BadSettings, Unavailable, UserFault
 from exporters import _graph
 from exporters.onnx import Onnx, OnnxSettings
 
@@ -332,8 +333,32 @@ def test_a_device_that_is_not_here(engine_of: EngineOf) -> None:
         Engines().open(engine_of("llama"), Target(device="cuda"))
 
 
+@pytest.mark.skipif("TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="this one has it")
+def test_an_engine_for_tensorrts_provider_never_runs_with_another(tiny: Tiny, tmp_path: Path) -> None:
+    artifact, (folder, work) = tiny("llama"), (tmp_path / "engine", tmp_path / "work")
+    folder.mkdir()
+    target = Target(runtime="onnxruntime-tensorrt", device="cuda", prompt=8, generate=2)
+    found = Onnx(OnnxSettings()).export(artifact, folder, Context(folder=work), target)
+    assert found.facts["provider"] == "TensorrtExecutionProvider"
+    with pytest.raises(BadSettings, match="where TensorRT runs"):
+        Onnx(OnnxSettings()).plan(
+            tree.facts(artifact.model, artifact.task), target.model_copy(update={"device": "cpu"})
+        )
+    (folder / "engine.json").write_text(json.dumps(dict(found.facts)))
+    with pytest.raises(Unavailable, match="has no TensorrtExecutionProvider"):
+        Onnx(OnnxSettings()).open(folder, target)
+    with pytest.raises(UserFault, match="asked for TensorrtExecutionProvider, got CPU"):  # nor is it timed with one
+        measure.measure([folder], Target(prompt=8, generate=2), processes=1, seconds=0.02)
+
+
 @pytest.mark.parametrize(
-    ("target", "key"), [(Target(runtime="abacus"), "runtime"), (Target(device="abacus"), "device"), (None, None)]
+    ("target", "key"),
+    [
+        (Target(runtime="abacus"), "runtime"),
+        (Target(device="abacus"), "device"),
+        (Target(runtime="onnxruntime-tensorrt"), "device"),
+        (None, None),
+    ],
 )
 def test_targets_that_it_does_not_serve(target: Target | None, key: str | None, tiny: Tiny) -> None:
     artifact = tiny("llama")
