@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.contracts import Target
+from compress.sweep import clock
 
 TARGET = Target(name="laptop", threads=1, batch=1, prompt=128, generate=64)
 BATCHES = (1, 8)
@@ -45,6 +46,7 @@ class Plan:
         windows: of training text at most.
         scoring: calibration windows by which options are judged.
         rounds: of the loop on the clock at most.
+        looks: processes in which that loop times a choice; more and more until its share is known within 1 %.
         seconds: of the clock, for each part that a profile times.
         processes: of the last, common timing; more and more until all is known within 1 %.
         lr: of healing by distillation.
@@ -67,8 +69,9 @@ class Plan:
     windows: int = 2048
     scoring: int = 32
     rounds: int = 5
+    looks: tuple[int, ...] = clock.PROCESSES
     seconds: float = 1.0
-    processes: tuple[int, ...] = (3, 6, 12)
+    processes: tuple[int, ...] = clock.PROCESSES
     lr: float = 1e-3
     control_lr: float = 3e-4
     geometries: tuple[str, ...] = ("135 M", "0.5 B")
@@ -80,7 +83,7 @@ QUICK = Plan(
     drops=(2,),
     ways=("uniform", "greedy", "random", "drop similarity", "int4", "int8"),
     attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
-    bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=1, seconds=0.2, processes=(2,), geometries=(),
+    bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=1, looks=(1,), seconds=0.2, processes=(2,), geometries=(),
 )  # fmt: skip
 
 
