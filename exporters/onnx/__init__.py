@@ -1,7 +1,7 @@
 """An engine for onnxruntime: one ONNX graph with explicit past tensors, its tokenizer, and a script that runs it.
 
-Runtime `onnxruntime-tensorrt` asks for the TensorRT execution provider on a GPU, and for CUDA's where that has none; one
-that was asked for and is not there is an error, where onnxruntime itself would go on with another in silence.
+Runtime `onnxruntime-tensorrt` asks for the TensorRT execution provider on a GPU, and for CUDA's where that cannot;
+one that was asked for and is not there is an error, where onnxruntime itself would go on with another in silence.
 
 A decoder's graph reads a prompt and writes token after token (`exporters/_graph`): `input_ids` `[batch, sequence]`,
 `attention_mask` `[batch, total]`, `position_ids` `[batch, sequence]` and `past_key_values.<layer>.key` and `.value`
@@ -118,9 +118,8 @@ class Onnx(Exporter):
         if target is None:
             raise BadSettings("needs a [[target]] with runtime = 'onnxruntime'")
         if target.runtime not in self.runtimes:
-            raise BadSettings(
-                f"must be one of {', '.join(map(repr, self.runtimes))}, got {target.runtime!r}", key="runtime"
-            )
+            served = " or ".join(map(repr, self.runtimes))
+            raise BadSettings(f"must be {served}, got {target.runtime!r}", key="runtime")
         if target.runtime == THROUGH_TENSORRT and target.device != "cuda":
             raise BadSettings(f"must be 'cuda', where TensorRT runs, got {target.device!r}", key="device")
         if target.device not in ("cpu", "cuda"):

@@ -341,9 +341,7 @@ def test_an_engine_for_tensorrts_provider_never_runs_with_another(tiny: Tiny, tm
     found = Onnx(OnnxSettings()).export(artifact, folder, Context(folder=work), target)
     assert found.facts["provider"] == "TensorrtExecutionProvider"
     with pytest.raises(BadSettings, match="where TensorRT runs"):
-        Onnx(OnnxSettings()).plan(
-            tree.facts(artifact.model, artifact.task), target.model_copy(update={"device": "cpu"})
-        )
+        Onnx(OnnxSettings()).plan(tree.facts(artifact.model, "causal-lm"), Target(runtime="onnxruntime-tensorrt"))
     (folder / "engine.json").write_text(json.dumps(dict(found.facts)))
     with pytest.raises(Unavailable, match="has no TensorrtExecutionProvider"):
         Onnx(OnnxSettings()).open(folder, target)
