@@ -83,7 +83,7 @@ QUICK = Plan(
     drops=(2,),
     ways=("uniform", "greedy", "random", "drop similarity", "int4", "int8"),
     attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
-    bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=1, looks=(1,), seconds=0.2, processes=(2,), geometries=(),
+    bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=3, looks=(1,), seconds=0.2, processes=(2,), geometries=(),
 )  # fmt: skip
 
 
