@@ -117,7 +117,7 @@ def _budgets(found: Found) -> list[str]:
         lines.append((
             point.cell.curve, point.cell.way, f"{asked:g}", f"{first['predicted'] * asked / first['limit']:.3f}",
             _share((at, low, high)), _share(own), told, verdict, str(len(rounds)),
-            "" if fits is None else str(len(fits)),
+            "" if fits is None else f"{len(fits)}{'' if last['resolved'] else ', unsure'}",
         ))  # fmt: skip
     head = (
         "curve: | way: | budget | promised at first | in the loop | finished engine | upper end / budget "
