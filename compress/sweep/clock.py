@@ -12,6 +12,7 @@ from compress.measure import Figures, Measurement, Time
 
 HALF = 0.01  # of the 95 % interval of a ratio, relative: what budgets are judged with
 PROCESSES = (3, 6, 12)
+_HOPE = 2.0  # a first interval is a guess: what all processes may yet leave too wide, and be tried
 PHASES = {"prefill_ms": "prefill", "decode_ms": "decode", "request_ms": "request"}
 
 
@@ -27,6 +28,8 @@ def timed(
 ) -> Measurement:
     """Time engines interleaved, in more and more processes until the ratios of some costs are known within `half`.
 
+    Where even the most processes would leave them far wider, no more are tried.
+
     Args:
         folders: engine folders; the first is the dense one's, the reference.
         target: device, threads and request.
@@ -41,6 +44,9 @@ def timed(
         wide = unresolved(found, costs, half)
         if not wide:
             return found
+        widest = max(margin(time_of(found.engines[-1], cost)) for cost in wide)
+        if widest * (count / processes[-1]) ** 0.5 > _HOPE * half:  # as means of more processes narrow
+            break
     for cost in wide:
         known = 100 * margin(time_of(found.engines[-1], cost))
         report.tell(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +257,12 @@ def test_two_times_at_once() -> None:
 def test_ratios_are_measured_until_they_are_known() -> None:
     asked: list[int] = []
 
-    def measure(folders: list[Path], target: Target, report: Any, *, processes: int) -> Measurement:
+    def measure(
+        folders: list[Path], target: Target, report: Any, *, processes: int,
+        doubt: Callable[[int], float] = lambda count: 0.04 / count,
+    ) -> Measurement:  # fmt: skip
         asked.append(processes)
-        return measurement(4.0, 2.0, half=0.04 / processes, processes=processes)
+        return measurement(4.0, 2.0, half=doubt(processes), processes=processes)
 
     report = QuietReport()
     found = clock.timed([], Target(), report, ["decode_ms"], clock=measure)
@@ -266,11 +270,14 @@ def test_ratios_are_measured_until_they_are_known() -> None:
     assert found.processes == 6
     assert not report.told
     asked.clear()
-    clock.timed([], Target(), report, ["decode_ms"], clock=measure, half=0.001)
+    clock.timed([], Target(), report, ["decode_ms"], clock=partial(measure, doubt=lambda _: 0.011))
     assert asked == [3, 6, 12]
     assert report.told == [
-        "decode: known within 0.33 % after 12 processes; closer than 0.1 % is not resolvable on this machine"
+        "decode: known within 1.1 % after 12 processes; closer than 1 % is not resolvable on this machine"
     ]
+    asked.clear()
+    clock.timed([], Target(), report, ["decode_ms"], clock=partial(measure, doubt=lambda _: 0.05))
+    assert asked == [3]  # twelve processes would not do either
     asked.clear()
     clock.timed([], Target(), report, ["weights_mib"], clock=measure)
     assert asked == [3]
