@@ -195,7 +195,7 @@ FAULTS = {
     "a target that no export serves": (
         "[[target]]\nname = 'b'\nruntime = 'abacus'\nprompt = 9\ngenerate = 9\n",
         ["3: target[2].runtime: no [[export]] writes for this target, got 'abacus'; known runtimes: "
-         "onnxruntime, tensorrt, tensorrt-rtx, torch, torch-compiled"],
+         "onnxruntime, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, torch, torch-compiled"],
     ),
     "targets for what needs none": (
         "[[export]]\nuse = 'onnx'\n[[export]]\nuse = 'safetensors'\ntargets = ['laptop']\n",
