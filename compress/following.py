@@ -1,4 +1,4 @@
-"""A program that announces what it does, run under a bar."""
+"""Programs that are started: what they find around them, and one that announces what it does, run under a bar."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _PROGRESS = "progress:"
+_ROOT = Path(__file__).parents[1]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return our environment for a process that runs this very code, whatever is installed, on so many threads."""
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
 
 
 def follow(command: Sequence[str], bar: Any) -> tuple[int, str]:

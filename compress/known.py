@@ -7,6 +7,11 @@ from compress.artifact import Artifact
 from compress.facts import Facts
 
 
+def told(artifact: Artifact) -> Facts:
+    """Return what an artifact tells of itself without a look at its tensors: shapes, codes, what is planned of it."""
+    return tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids), plan=artifact.plan)
+
+
 def known(artifact: Artifact, planned: Facts) -> Facts:
     """Return the facts of an artifact, now that what was open when it was planned is chosen.
 
@@ -14,8 +19,6 @@ def known(artifact: Artifact, planned: Facts) -> Facts:
         artifact: as its pass left it.
         planned: what was planned of it, whence comes what no model tells: the patterns of masks, and its history.
     """
-    now = tree.facts(artifact.model, artifact.task)
-    told = {n: getattr(planned, n) for n in ("trained", "dropped", "stored")}
+    history = {n: getattr(planned, n) for n in ("trained", "dropped", "stored")}
     masks = {n: planned.masks[n] for n in artifact.masks}
-    found = {"grids": grids.facts(artifact.grids), "plan": artifact.plan, "library": artifact.library is not None}
-    return now.after(masks=masks, **found, **told)
+    return told(artifact).after(masks=masks, library=artifact.library is not None, **history)

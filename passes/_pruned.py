@@ -8,10 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compress import grids, tree
+from compress import tree
 from compress.artifact import Artifact
 from compress.errors import BrokenPromise
 from compress.facts import Facts
+from compress.known import told
 from passes import _masks
 
 
@@ -32,8 +33,7 @@ class Readable(Protocol):
 def facts_of(artifact: Artifact) -> Facts:
     """Return what an artifact tells of itself: codes, a plan, and which masks, how sparse; not their patterns."""
     masks = {name: _masks.fact(artifact.masks[name]) for name in artifact.masks}
-    known = tree.facts(artifact.model, artifact.task)
-    return known.after(masks=masks, grids=grids.facts(artifact.grids), plan=artifact.plan)
+    return told(artifact).after(masks=masks)
 
 
 def share_of_model(artifact: Artifact, masks: Mapping[str, Tensor]) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
+from compress import following
 from passes._distillation.job import Answer
 
 Submit = Callable[[Path], "Future[Answer]"]
 
 COMMAND = (sys.executable, "-m", "passes._distillation.worker")
-_ROOT = Path(__file__).parents[2]
 
 
 class Died(Exception):
@@ -128,8 +128,7 @@ class _Worker:
 
 def environment(number: int, device: torch.device, threads: int) -> dict[str, str]:
     """Return what a worker is started with: our own code first, its threads, and its GPU where none is named."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    made = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    made = following.environment(threads)
     if device.type == "cuda" and device.index is None:
         every = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         cards = every.split(",")

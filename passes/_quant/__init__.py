@@ -3,7 +3,7 @@
 from passes._quant.base import Quantizer, finite, put_
 from passes._quant.checking import check
 from passes._quant.mixed import with_choice
-from passes._quant.plan import facts_of, planned
+from passes._quant.plan import planned
 from passes._quant.rounding import Steps, codes, grid, integers, span
 from passes._quant.settings import QuantSettings
 from passes._quant.steps import search
@@ -18,7 +18,6 @@ __all__ = [
     "check",
     "codes",
     "cost",
-    "facts_of",
     "finite",
     "grid",
     "integers",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from compress import tree
+from compress import known, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Candidate, Pass
@@ -15,7 +15,7 @@ from compress.errors import BadModel
 from compress.facts import Facts, GridFact
 from compress.grid import Grid
 from passes._quant import checking, mixed, telling
-from passes._quant.plan import facts_of, planned
+from passes._quant.plan import planned
 from passes._quant.rounding import Steps, span
 from passes._quant.settings import QuantSettings
 
@@ -47,7 +47,7 @@ class Quantizer(Pass):
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
         """Return the grid that each linear gets, or got, with `others` where its bits are chosen by sensitivity."""
-        return planned(facts_of(artifact).after(grids={}), self.settings)
+        return planned(known.told(artifact).after(grids={}), self.settings)
 
     def steps(self, weight: Tensor, fact: GridFact) -> Steps:
         """Return the steps of a weight's grid by which sensitivity is judged."""

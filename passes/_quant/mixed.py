@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compress import grids, tree
+from compress import grids, known, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Candidate, Estimate
 from compress.errors import BadSettings, BrokenPromise
 from compress.facts import Facts, GridFact
 from passes import _candidates
-from passes._quant.plan import allowed, are_open, choices_of, facts_of, planned, possible
+from passes._quant.plan import allowed, are_open, choices_of, planned, possible
 from passes._quant.rounding import Steps, grid, integers
 from passes._quant.settings import QuantSettings
 from passes._quant.telling import size
@@ -66,7 +66,7 @@ def resolved(artifact: Artifact, settings: QuantSettings, context: Context, step
         BadSettings: as `planned` does.
         BadModel: outputs are NaN or infinite.
     """
-    found = planned(facts_of(artifact), settings)
+    found = planned(known.told(artifact), settings)
     if settings.average_bits is None:
         return found
     sizes = {n: linear.weight.numel() for n, linear in tree.block_linears(artifact.model).items() if n in found}
@@ -123,7 +123,7 @@ def candidates(artifact: Artifact, settings: QuantSettings, context: Context, st
     """
     if settings.bits == "plan":
         raise BadSettings("leaves nothing to choose, got 'plan'; give bits, or choices", key="bits")
-    units = _units(artifact, possible(facts_of(artifact), settings, open_=are_open(settings)), settings)
+    units = _units(artifact, possible(known.told(artifact), settings, open_=are_open(settings)), settings)
     return _judged(artifact, units, settings, context, steps_of)
 
 

@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from compress import grids, tree
-from compress.artifact import Artifact
+from compress import tree
 from compress.errors import BadSettings
 from compress.facts import Facts, GridFact
 from passes import _plans
@@ -16,12 +15,6 @@ from passes._quant.settings import QuantSettings
 
 _GROUP_SIZE = 128
 _CHOICE = ("choices", "choose", "choose_windows")  # settings that only a choice has a use for
-
-
-def facts_of(artifact: Artifact) -> Facts:
-    """Return what of an artifact decides its grids: shapes, codes that it has, and what is planned of it."""
-    known = tree.facts(artifact.model, artifact.task)
-    return known.after(grids=grids.facts(artifact.grids), plan=artifact.plan)
 
 
 def are_open(settings: QuantSettings) -> bool:

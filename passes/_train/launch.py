@@ -24,6 +24,7 @@ from compress import errors, files
 from compress.artifact import Artifact
 from compress.context import Context, Report
 from compress.errors import CompressError, Unavailable
+from compress.following import environment
 from passes._train.team import TeamSettings
 
 JOB, TRAINED, LOG = "job.json", "trained.safetensors", "workers.log"
@@ -65,10 +66,11 @@ def _start(count: int, context: Context) -> tuple[CompressError | None, int]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
     how = [f"--num_processes={count}", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     command = [*launch, *how, "-m", "passes._train.worker", str(context.folder.absolute())]
+    threads = max(torch.get_num_threads() // count, 1)
     piped: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         (context.folder / LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stderr=log, env=_environment(count), start_new_session=True, **piped) as process,
+        subprocess.Popen(command, stderr=log, env=environment(threads), start_new_session=True, **piped) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
@@ -101,13 +103,6 @@ def _write(use: str, settings: TeamSettings, artifact: Artifact, context: Contex
         "data": data,
     }
     files.write_json(context.folder / JOB, job)
-
-
-def _environment(count: int) -> dict[str, str]:
-    """Return our environment, in which the processes find this very code."""
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = str(max(torch.get_num_threads() // count, 1))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": threads}
 
 
 def hear(lines: Iterable[str], report: Report) -> CompressError | None:

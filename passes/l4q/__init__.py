@@ -32,7 +32,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from compress import tree
+from compress import known, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate
@@ -70,7 +70,7 @@ class L4Q(_quant.Quantizer):
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
         """Return the grid that each linear gets, or got."""
-        return _planned(_quant.facts_of(artifact).after(grids={}), self.settings)
+        return _planned(known.told(artifact).after(grids={}), self.settings)
 
     def resolved(self, artifact: Artifact, context: Context) -> dict[str, GridFact]:
         """Return the grid that each linear is to get, bits chosen where they are open."""
