@@ -128,6 +128,7 @@ def choice(cell: Cell, plan: Plan) -> dict[str, Any]:
         "attention": plan.attention, "ffn": plan.ffn, "budget": {"decode": f"{cell.amount:g}x"},
         "precisions": plan.precisions if every else plan.precisions[:1],
         "patterns": plan.patterns if every else plan.patterns[:1],
-        "windows": plan.scoring, "rounds": plan.rounds, "seconds": plan.seconds, "steps": plan.bld, "lr": 3e-3,
+        "windows": plan.scoring, "rounds": plan.rounds, "looks": plan.looks, "seconds": plan.seconds, "steps": plan.bld,
+        "lr": 3e-3,
     }  # fmt: skip
     return found | ({"solver": cell.way} if cell.way in SOLVERS else {}) | ABLATIONS.get(cell.way, {})

@@ -11,10 +11,8 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -33,7 +31,6 @@ from compress.contracts import Exporter
 from compress.data import Examples
 from compress.engines import Engines
 from compress.evaluate import EngineScorer
-from compress.sweep import clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +111,7 @@ def _chosen(cell: Cell, place: Place, kept: Path) -> tuple[Artifact, Row]:
             artifact, told = through("structured", settings, opened(place.case), context), {}
         else:
             settings, library = choice(cell, place.plan), None if cell.way == NO_BLD else place.library
-            with mock.patch.object(clock, "timed", partial(clock.timed, processes=place.plan.looks)):  # quick or sure
-                artifact = through("puzzle", settings, opened(place.case).after(library=library), context)
+            artifact = through("puzzle", settings, opened(place.case).after(library=library), context)
             told = {k: report.measured.get(k, []) for k in ("rounds", "choice", "solution")}
             if "refine" not in settings:
                 again = opened(place.case).after(library=library)

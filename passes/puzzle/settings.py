@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from compress.budgets import BudgetTable
+from compress.sweep import clock
 from passes._library import SpaceSettings
 from passes._sensitivity import Kind
 
@@ -46,6 +47,12 @@ class PuzzleSettings(SpaceSettings):
     )
     tolerance: float = Field(0.02, gt=0, lt=1, description="how far over its budget a measured time may be, relative")
     rounds: int = Field(5, ge=1, description="choices to build and time at most until the budget is met on the clock")
+    looks: tuple[PositiveInt, ...] = Field(
+        clock.PROCESSES,
+        min_length=1,
+        description="fresh processes in which a built choice is timed, ascending: more until its share is known within "
+        "1 %, or there are no more",
+    )
     seconds: float = Field(
         1.0, gt=0, description="where parts are measured here: to aim at, for each phase in each process"
     )

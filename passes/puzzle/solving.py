@@ -122,7 +122,7 @@ def choose(
             context.report.note(f"the budget's times are predicted, not measured: {why}")
         return program.chosen(program.propose(budgets.absolute(limits, dense), {}))
     times = [limit.cost for limit in limits if limit.timed]
-    stand = Stand(task=task, target=target, costs=times, context=context)
+    stand = Stand(task=task, target=target, costs=times, looks=settings.looks, context=context)
     closed = loop.close(
         limits, program.propose, stand.measure, context.report,
         dense=dense, tolerance=settings.tolerance, rounds=settings.rounds,
@@ -151,6 +151,7 @@ class Stand:
     task: Task
     target: Target
     costs: Sequence[str]
+    looks: Sequence[int]
     context: Context
 
     def measure(self, build: Build) -> Measurement:
@@ -161,7 +162,7 @@ class Stand:
         if not kept.exists():
             dense = Build(layout=loading.facts_of(self.context.model, self.task).layout)
             engines = [self._engine(each, folder) for each in (dense, build)]
-            found = clock.timed(engines, self.target, self.context.report, self.costs)
+            found = clock.timed(engines, self.target, self.context.report, self.costs, processes=self.looks)
             files.write_atomic(kept, found.model_dump_json(indent=2))
         return Measurement.model_validate_json(kept.read_text(encoding="utf-8"))
 
