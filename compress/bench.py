@@ -8,7 +8,8 @@ Its `Opened(folder, manifest, args)` tells `versions` and whether it is a `decod
 Fresh processes load all engines, warm up and alternate blocks of runs of one engine with blocks of the others; the
 first runs of a block, which find another engine's weights in the cache, are dropped.  On one CPU thread the clock is
 that thread's CPU time, which other programs cannot stretch; elsewhere it is the wall.  `ratio` is time over the first
-engine's time (0.5 = twice as fast), with a 95 % bootstrap interval over processes and rounds of adjacent blocks.
+engine's time (0.5 = twice as fast): the geometric mean of the processes', each the ratio of two medians, with the 95 %
+interval of Student's t, which a bootstrap over so few would fall far short of.
 
     prefill   one run over the prompt, nothing cached
     decode    one new token per sequence after a past of `prompt` tokens
@@ -35,6 +36,12 @@ import numpy as np
 
 WARMUPS, DROP, KEEP, ROUNDS = 15, 3, 20, (5, 25)  # runs; runs; runs; fewest and most blocks of an engine
 PREEMPTED, SPREAD, WIDTH, FEW = 1.15, 0.25, 0.10, 100  # wall / CPU; blocks; ratio's interval; runs: beyond = flagged
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571)  # t that 97.5 % are below, of 1, 2, .. degrees of freedom
+PARTS = 3  # that stand for processes where there is one alone
+FEW_PROCESSES = {
+    1: "few runs: in one process, so that no interval holds what differs between processes",
+    2: "few runs: in two processes, so that intervals are wide",
+}
 TEXT = {".json", ".py", ".txt", ".md", ".jinja"}  # suffixes of what is not the engine itself
 Block = dict[str, list[float]]  # CPU and wall seconds of each kept run of a block
 
@@ -137,29 +144,34 @@ def spawn(args: argparse.Namespace, role: str, folders: Sequence[Path]) -> dict[
     return dict(json.loads(done.stdout))
 
 
-def draw(own: list[list[Block]], reference: list[list[Block]], clock: str) -> np.ndarray:
-    """Return median ms [1 + draws, (own, reference)]: of all blocks, then of draws of processes and their rounds."""
-    rng, blocks = np.random.default_rng(0), [zip(*p) for p in zip(own, reference)]  # noqa: B905
+def medians(own: list[list[Block]], reference: list[list[Block]], clock: str) -> np.ndarray:
+    """Return median ms [1 + processes, (own, reference)]: of all blocks, then of each process, an only one in parts."""
+    blocks = [zip(*p) for p in zip(own, reference)]  # noqa: B905
     pairs = [np.array([[np.median(b[clock]) for b in pair] for pair in process]) for process in blocks]
-    draws = [pairs]
-    for _ in range(1000):
-        chosen = (pairs[k] for k in rng.integers(len(pairs), size=len(pairs)))
-        draws.append([p[rng.integers(len(p), size=len(p))] for p in chosen])
-    return np.array([np.median(np.concatenate(d), axis=0) for d in draws]) * 1e3
+    parts = pairs if len(pairs) > 1 else np.array_split(pairs[0], min(PARTS, len(pairs[0])))
+    return np.array([np.median(p, axis=0) for p in (np.concatenate(pairs), *parts)]) * 1e3
 
 
-def compare(medians: np.ndarray) -> dict[str, float]:
-    """Return the time and its ratio to the reference's, with the 95 % interval."""
-    ratios = medians[:, 0] / medians[:, 1]
-    low, high = np.quantile(ratios[1:], (0.025, 0.975))
-    return {"ms": medians[0, 0], "ratio": ratios[0], "ratio_low": float(low), "ratio_high": float(high)}
+def reach(count: int) -> float:
+    """Return half the 95 % interval of a mean of `count` values, in their standard deviations: Student's t."""
+    free = count - 1  # beyond the table Abramowitz and Stegun's 26.7.5, right to a thousandth
+    t = STUDENT[free - 1] if free <= len(STUDENT) else 1.960 + 2.372 / free + 2.823 / free**2 + 2.310 / free**3
+    return float(t / count**0.5)
 
 
-def figures(blocks: list[Block], medians: np.ndarray, clock: str) -> dict[str, Any]:
-    """Return one engine's figures of one phase, from all its blocks and their drawn medians."""
+def compare(found: np.ndarray) -> dict[str, float]:
+    """Return the time and its ratio to the reference's, with the 95 % interval, of what `medians` found."""
+    logs = np.log(found[1:, 0] / found[1:, 1])
+    half = reach(len(logs)) * logs.std(ddof=1)
+    low, ratio, high = np.exp(logs.mean() + half * np.array([-1, 0, 1])).tolist()
+    return {"ms": found[0, 0], "ratio": ratio, "ratio_low": low, "ratio_high": high}
+
+
+def figures(blocks: list[Block], found: np.ndarray, clock: str) -> dict[str, Any]:
+    """Return one engine's figures of one phase, from all its blocks and what `medians` found in them."""
     cpu, wall = (np.concatenate([b[c] for b in blocks]) * 1e3 for c in ("cpu", "wall"))
     low, middle, high = np.quantile([np.median(b[clock]) for b in blocks], (0.1, 0.5, 0.9))
-    spread, stretch, ratios = float((high - low) / middle), np.median(wall) / np.median(cpu), compare(medians)
+    spread, stretch, ratios = float((high - low) / middle), np.median(wall) / np.median(cpu), compare(found)
     width = (ratios["ratio_high"] - ratios["ratio_low"]) / ratios["ratio"]
     checks = {
         f"shared: the wall took {stretch:.2f} times the CPU time": clock == "cpu" and stretch > PREEMPTED,
@@ -176,9 +188,9 @@ def figures(blocks: list[Block], medians: np.ndarray, clock: str) -> dict[str, A
 def describe(i: int, args: argparse.Namespace, timed: list[dict[str, Any]], clock: str) -> dict[str, Any]:
     """Return everything measured of engine `i`."""
     runs = {p: [t["phases"][p] for t in timed] for p in timed[0]["phases"]}  # phase -> process -> engine -> round
-    drawn = {p: draw([r[i] for r in rs], [r[0] for r in rs], clock) for p, rs in runs.items()}
-    phases = {p: figures([b for r in runs[p] for b in r[i]], m, clock) for p, m in drawn.items()}
-    request = compare(drawn["prefill"] + args.generate * drawn.get("decode", np.zeros(2)))
+    found = {p: medians([r[i] for r in rs], [r[0] for r in rs], clock) for p, rs in runs.items()}
+    phases = {p: figures([b for r in runs[p] for b in r[i]], m, clock) for p, m in found.items()}
+    request = compare(found["prefill"] + args.generate * found.get("decode", np.zeros(2)))
     tokens = args.batch * (args.generate if "decode" in phases else args.prompt)  # generated, or else read
     sizes = [p.stat().st_size for p in args.folders[i].rglob("*") if p.is_file() and p.suffix not in TEXT]
     return {
@@ -196,6 +208,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     cpu = re.findall(r"^(?:model name|Model)[ \t]*: (.+)$", info, re.MULTILINE)
     load, cores = max(t["load_average"] for t in timed), os.cpu_count() or 1
+    busy = [f"loaded: load average {load:.1f} on {cores} cores"] if load > cores else []
+    few = [text for count, text in FEW_PROCESSES.items() if count == args.processes]
     return {
         "format": 1, "request": {n: getattr(args, n) for n in ("batch", "prompt", "generate", "threads", "device")},
         "clock": "thread CPU time" if clock == "cpu" else "wall time", "cache": "interleaved blocks",
@@ -203,7 +217,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "machine": {"cpu": cpu[0] if cpu else platform.machine(), "cores": cores, "system": platform.platform()},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, **timed[0]["versions"]},
         "engines": [describe(i, args, timed, clock) for i in range(len(args.folders))],
-        "flags": [f"loaded: load average {load:.1f} on {cores} cores"] if load > cores else [],
+        "flags": busy + few,
     }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from compress.errors import CompressError
 from compress.measure import Phase
 
-_Z = 1.96
 WIDE = 0.25  # half width of an interval, as a share of the figure: beyond it is measured again, then flagged
 _SHARED = "shared"  # the clock's flag of a machine that others use; noise is in the interval already
 
@@ -47,12 +46,12 @@ def through(depths: Sequence[int], phases: Sequence[Phase], reference_ms: float)
     """
     d = np.array(depths, dtype=np.float64)
     ms = np.array([p.ratio for p in phases]) * reference_ms
-    sigma = np.array([p.ratio_high - p.ratio_low for p in phases]) / 2 / _Z * reference_ms
+    half = np.array([p.ratio_high - p.ratio_low for p in phases]) / 2 * reference_ms
     weights = (d - d.mean()) / ((d - d.mean()) ** 2).sum()
     slope, ends = float(weights @ ms), 1 / len(d) - weights * d.mean()
     runs = min(p.runs for p in phases)
     flags = tuple(f for p in phases for f in p.flags if f.startswith(_SHARED))[:1]
-    halves = [_Z * float(np.sqrt(((w * sigma) ** 2).sum())) for w in (weights, ends)]
+    halves = [float(np.sqrt(((w * half) ** 2).sum())) for w in (weights, ends)]
     return Found(slope, halves[0], runs, flags), Found(float(ends @ ms), halves[1], runs, flags)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from compress import measure
+from compress import bench, measure
 from compress.context import Report
 from compress.contracts import Target
 from compress.measure import Figures, Measurement, Time
@@ -45,7 +45,7 @@ def timed(
         if not wide:
             return found
         widest = max(margin(time_of(found.engines[-1], cost)) for cost in wide)
-        if widest * (count / processes[-1]) ** 0.5 > _HOPE * half:  # as means of more processes narrow
+        if widest * bench.reach(processes[-1]) / bench.reach(count) > _HOPE * half:  # as more processes narrow it
             break
     for cost in wide:
         known = 100 * margin(time_of(found.engines[-1], cost))

@@ -135,7 +135,7 @@ class _Loop:
         if measured:
             first, last = measured.engines[0], measured.engines[-1]
             self.dense |= {c: t.ms for c in TIMES if (t := time_of(first, c))}
-            times = {c: t.ms for c in plan.sums if (t := time_of(last, c))}
+            times = {c: t.ratio * self.dense[c] for c in plan.sums if (t := time_of(last, c))}
             self.offsets = {c: ms - plan.sums[c] for c, ms in times.items()}
         wanted = budgets.absolute(self.limits, self.dense)
         figures = {cost: self._figure(cost, limit, plan, measured) for cost, limit in wanted.items()}
@@ -153,9 +153,9 @@ class _Loop:
         time = time_of(measured.engines[-1], cost) if measured and cost in TIMES else None
         if time is None:
             return Figure(limit=limit, predicted=predicted, measured=predicted, low=predicted, high=predicted)
-        low, high = (time.ms * r / time.ratio for r in (time.ratio_low, time.ratio_high))
+        low, middle, high = (self.dense[cost] * r for r in (time.ratio_low, time.ratio, time.ratio_high))
         return Figure(
-            limit=limit, predicted=predicted, measured=time.ms, low=low, high=high,
+            limit=limit, predicted=predicted, measured=middle, low=low, high=high,
             offset=self.offsets[cost], resolved=margin(time) <= HALF,
         )  # fmt: skip
 

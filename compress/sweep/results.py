@@ -87,9 +87,9 @@ def _limit(
     whole = dense.get(limit.cost) or dense.get("weights_mib", 0.0) + dense.get("kv_mib", 0.0)
     if limit.cost in predicted:
         told["predicted"] = predicted[limit.cost] / whole if share and whole else predicted[limit.cost]
-    time = time_of(latency.engines[-1], limit.cost) if latency and limit.timed else None
-    if time is not None:
-        scale = 1.0 if share else time.ms / time.ratio
+    before, time = (time_of(latency.engines[k], limit.cost) if latency and limit.timed else None for k in (0, -1))
+    if before and time:
+        scale = 1.0 if share else before.ms
         told |= {"measured": time.ratio * scale, "low": time.ratio_low * scale, "high": time.ratio_high * scale}
         told["resolved"] = margin(time) <= HALF
         reached = told["high"] if told["resolved"] else told["measured"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def test_times_decoders_against_the_first_alone_on_a_board(small_engine: Maker, 
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["request"] == {"batch": 1, "prompt": 32, "generate": 8, "threads": 1, "device": "cpu"}
     assert result["processes"] == 2
+    assert "few runs: in two processes, so that intervals are wide" in result["flags"]
     assert result["clock"] == "thread CPU time"
     assert result["machine"]["cores"] >= 1
     first, equal, slower = result["engines"]
@@ -67,7 +69,7 @@ def test_several_threads_are_timed_by_the_wall(small_engine: Maker) -> None:
     result = json.loads(run(small_engine("a"), "--threads=2", "--processes=1", *QUICK[1:]).stdout)
     assert result["clock"] == "wall time"
     blocks = [{"cpu": [1.0] * 20, "wall": [3.0] * 20}] * 8
-    assert bench.compare(bench.draw([blocks], [blocks], "wall"))["ms"] == 3000
+    assert bench.compare(bench.medians([blocks], [blocks], "wall"))["ms"] == 3000
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated", "foreign input"])
@@ -118,28 +120,52 @@ def test_slow_engines_get_fewer_runs() -> None:
     assert count < 2 + 3 * (1 + bench.KEEP)
 
 
-def _blocks(times: Any) -> list[bench.Block]:
-    return [{"cpu": [t] * 20, "wall": [t] * 20} for t in times]
+def _blocks(times: Any, runs: int = 20) -> list[bench.Block]:
+    return [{"cpu": [t] * runs, "wall": [t] * runs} for t in times]
 
 
 def test_the_ratio_cancels_what_both_engines_share() -> None:
     weather = np.random.default_rng(0).uniform(1, 3, (3, 8))
     own, reference = [_blocks(0.5e-3 * w) for w in weather], [_blocks(1e-3 * w) for w in weather]
-    found = bench.compare(bench.draw(own, reference, "cpu"))
+    found = bench.compare(bench.medians(own, reference, "cpu"))
     assert found["ratio"] == pytest.approx(0.5)
     assert found["ratio_low"] == pytest.approx(0.5)
     assert found["ratio_high"] == pytest.approx(0.5)
     assert found["ms"] == pytest.approx(0.5 * np.median(weather))
 
 
-def test_the_interval_covers_the_truth() -> None:
-    rng, hits = np.random.default_rng(1), 0
-    for _ in range(20):
-        process = rng.normal(1, 0.01, (2, 3, 1))  # what differs between processes
-        times = 1e-3 * process * rng.normal(1, 0.05, (2, 3, 8))
-        found = bench.compare(bench.draw([_blocks(t) for t in times[0]], [_blocks(t) for t in times[1]], "cpu"))
-        hits += found["ratio_low"] <= 1 <= found["ratio_high"]
-    assert hits >= 15  # of 20; three processes are few, so 95 % is not reached exactly
+@pytest.mark.parametrize("processes", [2, 3, 5, 12])
+@pytest.mark.parametrize(("between", "within"), [(0.02, 0), (0.01, 0.05), (0, 0.05)])
+def test_the_interval_covers_the_truth(between: float, within: float, processes: int) -> None:
+    """However few the processes, and whatever differs, what they or the rounds of each have in common."""
+    rng, hits, count = np.random.default_rng(processes), 0, 400
+    for _ in range(count):
+        noise = rng.normal(0, between, (2, processes, 1)) + rng.normal(0, within, (2, processes, 5))
+        times = np.exp(noise) * np.reshape([0.7e-3, 1e-3], (2, 1, 1))
+        found = bench.compare(bench.medians(*([_blocks(t, 1) for t in engine] for engine in times), "cpu"))
+        hits += found["ratio_low"] <= 0.7 <= found["ratio_high"]
+    assert hits >= 0.92 * count
+
+
+@pytest.mark.parametrize("count", [*range(2, 14), 30, 1000])
+def test_the_reach_is_that_of_student(count: int) -> None:
+    free, t = count - 1, bench.reach(count) * math.sqrt(count)
+    x = np.linspace(-t, t, 100_001)
+    scale = math.exp(math.lgamma((free + 1) / 2) - math.lgamma(free / 2)) / math.sqrt(free * math.pi)
+    assert np.trapezoid(scale * (1 + x**2 / free) ** (-(free + 1) / 2), x) == pytest.approx(0.95, abs=3e-4)
+
+
+def test_more_processes_narrow_the_interval_and_one_alone_is_cut_in_parts() -> None:
+    rng, widths = np.random.default_rng(0), []
+    for processes in (1, 2, 3, 12):
+        each = []
+        for _ in range(50):
+            times = 1e-3 * np.exp(rng.normal(0, 0.02, (2, processes, 6)))
+            found = bench.compare(bench.medians(*([_blocks(t, 1) for t in engine] for engine in times), "cpu"))
+            each.append(found["ratio_high"] / found["ratio_low"] - 1)
+        widths.append(np.median(each))
+    assert widths[1] > 2 * widths[2] > 4 * widths[3]
+    assert 0 < widths[0] < 0.5
 
 
 @pytest.mark.parametrize(
@@ -153,5 +179,5 @@ def test_the_interval_covers_the_truth() -> None:
 )
 def test_doubtful_figures_are_flagged(cpu: list[float], wall: list[float], flags: list[str]) -> None:
     blocks = [{"cpu": [c] * 20, "wall": [w] * 20} for c, w in zip(cpu, wall, strict=True)]
-    found = bench.figures(blocks, bench.draw([blocks], [blocks], "cpu"), "cpu")
+    found = bench.figures(blocks, bench.medians([blocks], [blocks], "cpu"), "cpu")
     assert [f.partition(":")[0] for f in found["flags"]] == flags

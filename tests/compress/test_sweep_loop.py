@@ -276,7 +276,7 @@ def test_ratios_are_measured_until_they_are_known() -> None:
         "decode: known within 1.1 % after 12 processes; closer than 1 % is not resolvable on this machine"
     ]
     asked.clear()
-    clock.timed([], Target(), report, ["decode_ms"], clock=partial(measure, doubt=lambda _: 0.05))
+    clock.timed([], Target(), report, ["decode_ms"], clock=partial(measure, doubt=lambda _: 0.1))
     assert asked == [3]  # twelve processes would not do either
     asked.clear()
     clock.timed([], Target(), report, ["weights_mib"], clock=measure)
