@@ -42,6 +42,8 @@ FEW_PROCESSES = {
     1: "few runs: in one process, so that no interval holds what differs between processes",
     2: "few runs: in two processes, so that intervals are wide",
 }
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, which the allocator reads as a process starts
+REQUEST = ("batch", "prompt", "generate", "threads", "device", "huge_pages")
 TEXT = {".json", ".py", ".txt", ".md", ".jinja"}  # suffixes of what is not the engine itself
 Block = dict[str, list[float]]  # CPU and wall seconds of each kept run of a block
 
@@ -57,6 +59,8 @@ def opener(folder: Path, args: argparse.Namespace) -> Callable[[], Any]:
     try:
         manifest = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
         file = Path(__file__).with_name(f"bench_{manifest.get('clock', 'onnxruntime')}.py")
+        if not file.is_file():
+            raise ValueError(f"the clock has no {file.name} beside it")
         kind = runpy.run_path(str(file))["Opened"]
     except Exception as error:
         fault(f"{folder}: cannot be loaded as an engine:", error)
@@ -136,9 +140,11 @@ def worker_memory(args: argparse.Namespace) -> dict[str, Any]:
 def spawn(args: argparse.Namespace, role: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Run one worker in a fresh process and return what it measured."""
     print(f"progress: {role}", file=sys.stderr, flush=True)
-    request = [f"--{n}={getattr(args, n)}" for n in ("batch", "prompt", "generate", "threads", "device", "seconds")]
+    request = [f"--{n}={getattr(args, n)}" for n in (*REQUEST, "seconds")]
     command = [sys.executable, __file__, *map(str, folders), *request, f"--worker={role}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    given = [v for v in (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES) if v] if args.huge_pages else []
+    around = {**os.environ, **({"GLIBC_TUNABLES": ":".join(given)} if given else {})}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=around)
     if done.returncode:
         raise SystemExit(done.returncode if done.returncode > 0 else f"bench: {role} died of signal {-done.returncode}")
     return dict(json.loads(done.stdout))
@@ -201,6 +207,17 @@ def describe(i: int, args: argparse.Namespace, timed: list[dict[str, Any]], cloc
     }  # fmt: skip
 
 
+def unhuge() -> list[str]:
+    """Return why processes do not get the huge pages that they ask for."""
+    libc, version = platform.libc_ver()
+    if libc != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
+        return [f"no huge pages: they need glibc 2.35 or later, here is {libc or 'another libc'} {version}".rstrip()]
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text(encoding="utf-8"):
+        return [f"no huge pages: {switch} says never"]
+    return []
+
+
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Measure all engines and return the figures that `--json` writes."""
     clock = "cpu" if args.threads == 1 and args.device == "cpu" else "wall"
@@ -209,9 +226,10 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     cpu = re.findall(r"^(?:model name|Model)[ \t]*: (.+)$", info, re.MULTILINE)
     load, cores = max(t["load_average"] for t in timed), os.cpu_count() or 1
     busy = [f"loaded: load average {load:.1f} on {cores} cores"] if load > cores else []
+    busy += unhuge() if args.huge_pages else []
     few = [text for count, text in FEW_PROCESSES.items() if count == args.processes]
     return {
-        "format": 1, "request": {n: getattr(args, n) for n in ("batch", "prompt", "generate", "threads", "device")},
+        "format": 1, "request": {n: getattr(args, n) for n in REQUEST if n != "huge_pages" or args.huge_pages},
         "clock": "thread CPU time" if clock == "cpu" else "wall time", "cache": "interleaved blocks",
         "processes": args.processes, "load_average": load,
         "machine": {"cpu": cpu[0] if cpu else platform.machine(), "cores": cores, "system": platform.platform()},
@@ -225,7 +243,7 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="ENGINE_FOLDER")
-    defaults = {"batch": 1, "prompt": 128, "generate": 64, "threads": 1, "processes": 3, "seconds": 2.0}
+    defaults = {"batch": 1, "prompt": 128, "generate": 64, "threads": 1, "huge_pages": 0, "processes": 3, "seconds": 2.0}
     for name, default in defaults.items():  # seconds: to aim at, per phase and process
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from compress import files, hosts
+from compress.bench import REQUEST
 from compress.context import QuietReport, Report
 from compress.contracts import Target
-from compress.errors import BadModel, BadSettings, CompressError, Unavailable, UserFault
+from compress.errors import BadModel, BadSettings, CompressError, UserFault
 from compress.following import follow
 from compress.hosts import Host
 
 _BENCH = Path(__file__).with_name("bench.py")
-RUNTIMES = ("onnxruntime", "onnxruntime-tensorrt", "torch", "torch-compiled", "tensorrt", "tensorrt-rtx")
 _MANIFEST = "engine.json"
 _DENSE = "-dense"  # ends the name of the parent's engine in a run folder
 
@@ -103,7 +103,8 @@ def measure(
         UserFault: an engine cannot be loaded, or cannot run such a request there.
         CompressError: the clock itself failed.
     """
-    request = target.model_dump(include={"batch", "prompt", "generate", "threads", "device"})
+    request = {k: v for k, v in target.model_dump().items() if k in REQUEST}
+    request["huge_pages"] = int(target.huge_pages)
     options = {**request, "processes": processes, "seconds": seconds}
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -123,12 +124,6 @@ def measure(
         found = Measurement.model_validate_json(result.read_text(encoding="utf-8"))
     engines = [e.model_copy(update={"folder": str(f)}) for e, f in zip(found.engines, folders, strict=True)]
     return found.model_copy(update={"engines": tuple(engines)})
-
-
-def check(target: Target) -> None:
-    """Raise `Unavailable` unless the clock knows the target's runtime."""
-    if target.runtime not in RUNTIMES:
-        raise Unavailable(f"the clock times engines of {', '.join(RUNTIMES)}, got runtime {target.runtime!r}")
 
 
 def compare(a: Path, b: Path, target: Target | None = None, report: Report | None = None) -> Measurement:

@@ -96,7 +96,6 @@ def _timed(
     bound = any(f.open for f in facts)
     builds = [build_of(f) for f in (facts[0], *facts[1:][-1:])]
     try:
-        measure.check(target)
         model = str(loading.locate(pipeline.model.source, pipeline.model.revision))
         with tempfile.TemporaryDirectory() as scratch:
             folders = [Path(scratch) / which for which in ("dense", "planned")[: len(builds)]]

@@ -72,7 +72,7 @@ def test_several_threads_are_timed_by_the_wall(small_engine: Maker) -> None:
     assert bench.compare(bench.medians([blocks], [blocks], "wall"))["ms"] == 3000
 
 
-@pytest.mark.parametrize("harm", ["missing", "truncated", "foreign input"])
+@pytest.mark.parametrize("harm", ["missing", "truncated", "foreign input", "no clock"])
 def test_a_broken_engine_is_one_clear_line(harm: str, small_engine: Maker, tmp_path: Path) -> None:
     folder = tmp_path / "nowhere" if harm == "missing" else small_engine("broken")
     if harm == "truncated":
@@ -80,12 +80,16 @@ def test_a_broken_engine_is_one_clear_line(harm: str, small_engine: Maker, tmp_p
     if harm == "foreign input":
         graph = (folder / "model.onnx").read_bytes()
         (folder / "model.onnx").write_bytes(graph.replace(b"attention_mask", b"attention_mist"))
+    if harm == "no clock":
+        manifest = json.loads((folder / "engine.json").read_text())
+        (folder / "engine.json").write_text(json.dumps({**manifest, "clock": "abacus"}))
     done = run(folder, *QUICK)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("bench: ")
     assert str(folder) in last
     assert ("attention_mist" in last) == (harm == "foreign input")
+    assert ("has no bench_abacus.py beside it" in last) == (harm == "no clock")
     assert "Traceback" not in done.stderr
 
 

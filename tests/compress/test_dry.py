@@ -100,5 +100,4 @@ def test_what_is_not_timed_says_why(file: Path, monkeypatch: Any) -> None:
     assert dry.tried(opened, [facts[0], facts[-1].after(open=True)])[0].bound
     assert not dry.tried(opened, facts)[0].bound
     assert calls == [["dense", "planned"], ["dense"], ["dense", "planned"], ["dense", "planned"]]
-    monkeypatch.setattr("compress.measure.RUNTIMES", ("abacus",))
-    assert "the clock times engines of abacus, got runtime 'onnxruntime'" in pipeline.dry_run(file)[0].lines()[0]
+    assert [d.name for d in pipeline.dry_run(file)] == ["laptop"]
