@@ -8,8 +8,7 @@ Its `Opened(folder, manifest, args)` tells `versions` and whether it is a `decod
 Fresh processes load all engines, warm up and alternate blocks of runs of one engine with blocks of the others; the
 first runs of a block, which find another engine's weights in the cache, are dropped.  On one CPU thread the clock is
 that thread's CPU time, which other programs cannot stretch; elsewhere it is the wall.  `ratio` is time over the first
-engine's time (0.5 = twice as fast): the geometric mean of the processes', each the ratio of two medians, with the 95 %
-interval of Student's t, which a bootstrap over so few would fall far short of.
+engine's time (0.5 = twice as fast), the geometric mean over processes, with the 95 % interval of Student's t.
 
     prefill   one run over the prompt, nothing cached
     decode    one new token per sequence after a past of `prompt` tokens
@@ -37,11 +36,6 @@ import numpy as np
 WARMUPS, DROP, KEEP, ROUNDS = 15, 3, 20, (5, 25)  # runs; runs; runs; fewest and most blocks of an engine
 PREEMPTED, SPREAD, WIDTH, FEW = 1.15, 0.25, 0.10, 100  # wall / CPU; blocks; ratio's interval; runs: beyond = flagged
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571)  # t that 97.5 % are below, of 1, 2, .. degrees of freedom
-PARTS = 3  # that stand for processes where there is one alone
-FEW_PROCESSES = {
-    1: "few runs: in one process, so that no interval holds what differs between processes",
-    2: "few runs: in two processes, so that intervals are wide",
-}
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, which the allocator reads as a process starts
 REQUEST = ("batch", "prompt", "generate", "threads", "device", "huge_pages")
 TEXT = {".json", ".py", ".txt", ".md", ".jinja"}  # suffixes of what is not the engine itself
@@ -59,8 +53,6 @@ def opener(folder: Path, args: argparse.Namespace) -> Callable[[], Any]:
     try:
         manifest = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
         file = Path(__file__).with_name(f"bench_{manifest.get('clock', 'onnxruntime')}.py")
-        if not file.is_file():
-            raise ValueError(f"the clock has no {file.name} beside it")
         kind = runpy.run_path(str(file))["Opened"]
     except Exception as error:
         fault(f"{folder}: cannot be loaded as an engine:", error)
@@ -154,7 +146,7 @@ def medians(own: list[list[Block]], reference: list[list[Block]], clock: str) ->
     """Return median ms [1 + processes, (own, reference)]: of all blocks, then of each process, an only one in parts."""
     blocks = [zip(*p) for p in zip(own, reference)]  # noqa: B905
     pairs = [np.array([[np.median(b[clock]) for b in pair] for pair in process]) for process in blocks]
-    parts = pairs if len(pairs) > 1 else np.array_split(pairs[0], min(PARTS, len(pairs[0])))
+    parts = pairs if len(pairs) > 1 else np.array_split(pairs[0], min(3, len(pairs[0])))
     return np.array([np.median(p, axis=0) for p in (np.concatenate(pairs), *parts)]) * 1e3
 
 
@@ -227,7 +219,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     load, cores = max(t["load_average"] for t in timed), os.cpu_count() or 1
     busy = [f"loaded: load average {load:.1f} on {cores} cores"] if load > cores else []
     busy += unhuge() if args.huge_pages else []
-    few = [text for count, text in FEW_PROCESSES.items() if count == args.processes]
+    few = [f"few runs: in {args.processes} of the 3 processes that intervals need"] if args.processes < 3 else []
     return {
         "format": 1, "request": {n: getattr(args, n) for n in REQUEST if n != "huge_pages" or args.huge_pages},
         "clock": "thread CPU time" if clock == "cpu" else "wall time", "cache": "interleaved blocks",
