@@ -57,6 +57,27 @@ def test_times_decoders_against_the_first_alone_on_a_board(small_engine: Maker, 
     assert first["load_seconds"] > 0
 
 
+def test_huge_pages_are_asked_for_as_workers_start(
+    small_engine: Maker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine, given = small_engine("one"), ["--processes=1", "--seconds=0.02", "--prompt=8", "--generate=2"]
+    clock = (engine / "engine.json").read_text()
+    (engine / "engine.json").write_text(json.dumps({**json.loads(clock), "clock": "watched"}))
+    board = tmp_path / "board"
+    board.mkdir()
+    shutil.copy(bench.__file__, board)
+    source = Path(bench.__file__).with_name("bench_onnxruntime.py").read_text()
+    watched = "print('sees', __import__('os').environ.get('GLIBC_TUNABLES'), file=__import__('sys').stderr)\n"
+    (board / "bench_watched.py").write_text(source + watched)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    plain = run(engine, *given, program=board / "bench.py")
+    huge = run(engine, *given, "--huge_pages=1", program=board / "bench.py")
+    assert "sees glibc.malloc.check=0\n" in plain.stderr
+    assert "huge_pages" not in json.loads(plain.stdout)["request"]
+    assert f"sees glibc.malloc.check=0:{bench.HUGE_PAGES}\n" in huge.stderr
+    assert json.loads(huge.stdout)["request"]["huge_pages"] == 1
+
+
 def test_an_encoder_has_no_decode(small_engine: Maker) -> None:
     done = run(small_engine("encoder", decoder=False), "--batch=2", "--processes=1", *QUICK[1:])
     engine = json.loads(done.stdout)["engines"][0]
@@ -128,6 +149,12 @@ def _blocks(times: Any, runs: int = 20) -> list[bench.Block]:
     return [{"cpu": [t] * runs, "wall": [t] * runs} for t in times]
 
 
+def _compared(times: np.ndarray) -> dict[str, float]:
+    """Return what is found of times `[2, processes, rounds]` of an engine and of its reference."""
+    own, reference = ([_blocks(process, 1) for process in engine] for engine in times)
+    return bench.compare(bench.medians(own, reference, "cpu"))
+
+
 def test_the_ratio_cancels_what_both_engines_share() -> None:
     weather = np.random.default_rng(0).uniform(1, 3, (3, 8))
     own, reference = [_blocks(0.5e-3 * w) for w in weather], [_blocks(1e-3 * w) for w in weather]
@@ -146,7 +173,7 @@ def test_the_interval_covers_the_truth(between: float, within: float, processes:
     for _ in range(count):
         noise = rng.normal(0, between, (2, processes, 1)) + rng.normal(0, within, (2, processes, 5))
         times = np.exp(noise) * np.reshape([0.7e-3, 1e-3], (2, 1, 1))
-        found = bench.compare(bench.medians(*([_blocks(t, 1) for t in engine] for engine in times), "cpu"))
+        found = _compared(times)
         hits += found["ratio_low"] <= 0.7 <= found["ratio_high"]
     assert hits >= 0.92 * count
 
@@ -165,7 +192,7 @@ def test_more_processes_narrow_the_interval_and_one_alone_is_cut_in_parts() -> N
         each = []
         for _ in range(50):
             times = 1e-3 * np.exp(rng.normal(0, 0.02, (2, processes, 6)))
-            found = bench.compare(bench.medians(*([_blocks(t, 1) for t in engine] for engine in times), "cpu"))
+            found = _compared(times)
             each.append(found["ratio_high"] / found["ratio_low"] - 1)
         widths.append(np.median(each))
     assert widths[1] > 2 * widths[2] > 4 * widths[3]
