@@ -205,9 +205,8 @@ def unhuge() -> list[str]:
     if libc != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
         return [f"no huge pages: they need glibc 2.35 or later, here is {libc or 'another libc'} {version}".rstrip()]
     switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not switch.exists() or "[never]" in switch.read_text(encoding="utf-8"):
-        return [f"no huge pages: {switch} says never"]
-    return []
+    off = not switch.exists() or "[never]" in switch.read_text(encoding="utf-8")
+    return [f"no huge pages: {switch} says never"] if off else []
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
@@ -235,8 +234,8 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="ENGINE_FOLDER")
-    defaults = {"batch": 1, "prompt": 128, "generate": 64, "threads": 1, "huge_pages": 0, "processes": 3, "seconds": 2.0}
-    for name, default in defaults.items():  # seconds: to aim at, per phase and process
+    numbers = {"batch": 1, "prompt": 128, "generate": 64, "threads": 1, "huge_pages": 0, "processes": 6}
+    for name, default in {**numbers, "seconds": 1.0}.items():  # to aim at, per phase and process
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here instead of printing them")

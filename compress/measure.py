@@ -85,8 +85,8 @@ def measure(
     target: Target,
     report: Report | None = None,
     *,
-    processes: int = 3,
-    seconds: float = 2.0,
+    processes: int = 6,
+    seconds: float = 1.0,
     host: Host | None = None,
 ) -> Measurement:
     """Time engine folders on the request of a target, interleaved; see `compress.bench` for the protocol.

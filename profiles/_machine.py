@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.contracts import Target
 from compress.errors import UserFault
 from compress.hosts import Host
+from compress.installed import RUNTIMES
 from profiles import _probe
 from profiles._probe import NOT_INSTALLED
 
@@ -19,10 +20,6 @@ OPTIONS = {  # by runtime, as `compress.bench` opens engines
     "torch": {"mode": "eager"},
     "torch-compiled": {"mode": "compiled", "dynamic": "1"},
 }
-_ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-_DISTRIBUTIONS = {
-    "onnxruntime": _ONNXRUNTIMES, "onnxruntime-tensorrt": _ONNXRUNTIMES, "torch-compiled": ("torch",)
-}  # fmt: skip
 
 
 class ForeignProfile(UserFault):
@@ -54,14 +51,15 @@ def here(target: Target, host: Host | None = None) -> Machine:
     Raises:
         UserFault: the target's device cannot be told.
     """
-    names = _DISTRIBUTIONS.get(target.runtime, (target.runtime,))
+    names = RUNTIMES.get(target.runtime, (target.runtime,))
     found = host.script(Path(_probe.__file__), target.device, *names) if host else _probe.probe(target.device, names)
     if fault := found.pop("fault", None):
         raise UserFault(f"{host.name}: {fault}" if host else fault)
     if host and found["version"] == NOT_INSTALLED:
         raise UserFault(f"{host.name}: has no {target.runtime}; install it there, for {host.python}")
+    options = {**OPTIONS.get(target.runtime, {}), **({"huge_pages": "1"} if target.huge_pages else {})}
     return Machine(
-        device=target.device, runtime=target.runtime, options=OPTIONS.get(target.runtime, {}), threads=target.threads,
+        device=target.device, runtime=target.runtime, options=options, threads=target.threads,
         precision=target.precision, **found,
     )  # fmt: skip
 

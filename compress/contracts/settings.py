@@ -34,7 +34,14 @@ class Target(Settings):
     batch: int = Field(1, ge=1, description="sequences at once")
     prompt: int = Field(128, ge=1, description="prompt tokens")
     generate: int = Field(64, ge=0, description="generated tokens (0 for encoders)")
-    precision: Literal["fp32", "fp16"] = Field("fp32", description="floating-point type of the graph")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="floating-point type of the graph; bf16 only for TensorRT"
+    )
+    huge_pages: bool = Field(
+        False,
+        description="whether the engine's process is started with memory in pages of 2 MiB, in which weights are read "
+        "faster and at a steadier pace (Linux, glibc 2.35 or later: GLIBC_TUNABLES=glibc.malloc.hugetlb=1)",
+    )
     max_batch: int | None = Field(
         None, ge=1, description="most sequences at once that an engine of fixed ranges (TensorRT) takes; 4, or `batch`"
     )

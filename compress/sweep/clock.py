@@ -11,7 +11,7 @@ from compress.contracts import Target
 from compress.measure import Figures, Measurement, Time
 
 HALF = 0.01  # of the 95 % interval of a ratio, relative: what budgets are judged with
-PROCESSES = (3, 6, 12)
+PROCESSES = (6, 12, 24)
 _HOPE = 2.0  # a first interval is a guess: what all processes may yet leave too wide, and be tried
 PHASES = {"prefill_ms": "prefill", "decode_ms": "decode", "request_ms": "request"}
 

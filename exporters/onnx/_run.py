@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens at most")
     args, here = parser.parse_args(), Path(__file__).resolve().parent
     engine = json.loads((here / "engine.json").read_text(encoding="utf-8"))
+    if engine["target"].get("huge_pages") and "hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):
+        huge = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], huge)
     options, device = ort.SessionOptions(), engine["target"]["device"].upper()
     options.intra_op_num_threads = engine["target"]["threads"]
     for name, value in engine.get("session", {}).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -79,8 +80,14 @@ def test_the_script_in_the_folder_writes_the_same(engine_of: EngineOf, tmp_path:
     pieces = list(generate.generate_path(folder, "the quick brown", 20))
     assert said == "".join(pieces) + "\n"
     assert len(pieces) > 5
+    huge = shutil.copytree(folder, tmp_path / "huge")
+    manifest = json.loads((huge / "engine.json").read_text(encoding="utf-8"))
+    manifest["target"]["huge_pages"] = True
+    (huge / "engine.json").write_text(json.dumps(manifest), encoding="utf-8")
+    command[1] = str(huge / "run.py")
+    assert subprocess.run(command, capture_output=True, check=True, cwd=tmp_path).stdout.decode() == said
     script = (folder / "run.py").read_text(encoding="utf-8")
-    assert len(script.splitlines()) <= 60
+    assert len(script.splitlines()) <= 65
     assert "compress" not in script
 
 

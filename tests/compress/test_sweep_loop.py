@@ -259,25 +259,25 @@ def test_ratios_are_measured_until_they_are_known() -> None:
 
     def measure(
         folders: list[Path], target: Target, report: Any, *, processes: int,
-        doubt: Callable[[int], float] = lambda count: 0.04 / count,
+        doubt: Callable[[int], float] = lambda count: 0.08 / count,
     ) -> Measurement:  # fmt: skip
         asked.append(processes)
         return measurement(4.0, 2.0, half=doubt(processes), processes=processes)
 
     report = QuietReport()
     found = clock.timed([], Target(), report, ["decode_ms"], clock=measure)
-    assert asked == [3, 6]
-    assert found.processes == 6
+    assert asked == [6, 12]
+    assert found.processes == 12
     assert not report.told
     asked.clear()
     clock.timed([], Target(), report, ["decode_ms"], clock=partial(measure, doubt=lambda _: 0.011))
-    assert asked == [3, 6, 12]
+    assert asked == [6, 12, 24]
     assert report.told == [
-        "decode: known within 1.1 % after 12 processes; closer than 1 % is not resolvable on this machine"
+        "decode: known within 1.1 % after 24 processes; closer than 1 % is not resolvable on this machine"
     ]
     asked.clear()
     clock.timed([], Target(), report, ["decode_ms"], clock=partial(measure, doubt=lambda _: 0.1))
-    assert asked == [3]  # twelve processes would not do either
+    assert asked == [6]  # twenty-four processes would not do either
     asked.clear()
     clock.timed([], Target(), report, ["weights_mib"], clock=measure)
-    assert asked == [3]
+    assert asked == [6]
