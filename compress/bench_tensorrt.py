@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+# What the names of kernels that leave zeros out, or multiply by codes, hold.
+USES = {"sparse": r"sparse", "low-bit": r"(?<![a-z])(?:int|i|s|u)[48](?!\d)|imma|weight.?only|fp[48]|e4m3|e2m1"}
 LOCAL = "local.json"  # written by kit.py, of a plan that was built on this machine
 _LEAST = (8, 0)  # capability that plans for all GPUs need
 TYPES = {
@@ -66,6 +69,21 @@ def invalid(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     return (
         f"{about['flavour']} {about['version']} takes the plan to be invalid on {torch.cuda.get_device_name()} ({why})"
     )
+
+
+def used(kernels: Mapping[str, str], eligible: Mapping[str, int]) -> list[str]:
+    """Return in words how many of the layers that could have such kernels do, by the kernels' names.
+
+    Args:
+        kernels: by layer; none where the runtime does not tell, as one that chooses while it loads.
+        eligible: layers, by what their kernels could be: a key of `USES`; nothing is said of 0.
+    """
+    told = []
+    for use, count in ((u, c) for u, c in eligible.items() if c):
+        found = sum(bool(re.search(USES[use], kernel.lower())) for kernel in kernels.values())
+        many = f"{found} of {count}" if kernels else f"unknown how many of {count}"
+        told.append(f"{many} eligible layers use {use} kernels")
+    return told
 
 
 class Session:
@@ -146,7 +164,7 @@ class Session:
         run, made = self.bound(tensors)
         run()
         self.stream.synchronize()
-        return {n: t.cpu().numpy() for n, t in made.items()}
+        return {n: (t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for n, t in made.items()}
 
     def kernels(self) -> dict[str, str]:
         """Return by layer which kernel was chosen, where the runtime tells."""

@@ -10,7 +10,7 @@ and types, there is nothing to time: the values of weights do not change time.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,11 +58,14 @@ class Gain:
         factors: `decode_speedup`, `prefill_speedup`, `request_speedup` and `smaller`; no decode where nothing is
             generated.
         why: what the figures do not say by themselves, such as that there was nothing to measure; may be empty.
+        kernels: in words, how many layers of the engine after the pass have kernels that use its zeros and codes; empty
+            where the runtime leaves no doubt.
     """
 
     verdict: Verdict
     factors: Mapping[str, Factor]
     why: str = ""
+    kernels: tuple[str, ...] = ()
 
     @property
     def told(self) -> str:
@@ -70,7 +73,8 @@ class Gain:
         if self.why:
             return f"{self.verdict}: {self.why}"
         faster = f"a request is {self.factors['request_speedup']} as fast"
-        return f"{self.verdict}: {faster}, engine files are {self.factors['smaller']} smaller"
+        told = f"{self.verdict}: {faster}, engine files are {self.factors['smaller']} smaller"
+        return "; ".join([told, *self.kernels])
 
     def missed(self, expect: Expect | None) -> list[str]:
         """Return, in words, what was expected and is not there; a factor is there when its interval reaches it.
@@ -87,11 +91,16 @@ class Gain:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
-        return asdict(self)
+        return {**asdict(self), "kernels": list(self.kernels)}
 
 
-def of_measurement(measured: Measurement) -> Gain:
-    """Return the worth of what made the second of two engines out of the first."""
+def of_measurement(measured: Measurement, kernels: Sequence[str] = ()) -> Gain:
+    """Return the worth of what made the second of two engines out of the first.
+
+    Args:
+        measured: both, in turns.
+        kernels: what the second is known to use, in words.
+    """
     before, after = measured.engines
     times: dict[str, Time | None] = {name: getattr(after, phase) for name, phase in _PHASES.items()}
     factors = {n: Factor(1 / t.ratio, 1 / t.ratio_high, 1 / t.ratio_low) for n, t in times.items() if t}
@@ -99,8 +108,9 @@ def of_measurement(measured: Measurement) -> Gain:
     factors["smaller"] = Factor(size, size, size)
     for name in ("request_speedup", "smaller"):
         if factors[name].clear:
-            return Gain(verdict="pays" if factors[name].value > 1 else "costs", factors=factors)
-    return Gain(verdict="neutral", factors=factors)
+            verdict: Verdict = "pays" if factors[name].value > 1 else "costs"
+            return Gain(verdict=verdict, factors=factors, kernels=tuple(kernels))
+    return Gain(verdict="neutral", factors=factors, kernels=tuple(kernels))
 
 
 def of_one_graph(before: Facts, after: Facts, patterns: Collection[str], runtime: str) -> Gain:

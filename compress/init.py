@@ -48,7 +48,7 @@ threads = 1
 batch = 1
 prompt = {prompt}\t# tokens of the request whose latency counts
 generate = {generate}
-precision = {precision}\t# "fp32" or "fp16"
+precision = {precision}\t# "fp32", "fp16" or, for TensorRT, "bf16"
 
 [[pass]]\t# prune; `compress list magnitude` tells all settings
 use = "magnitude"

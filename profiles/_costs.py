@@ -16,6 +16,7 @@ from compress.contracts import Target
 from compress.errors import UserFault
 from compress.facts import BlockConfig
 from compress.families import family_of
+from profiles import _precision
 from profiles._fit import Line
 from profiles._geometry import parts_of
 from profiles._parts import Attention, Base, Choice
@@ -95,7 +96,7 @@ class Costs(ABC):
         return self._costs(choice, target, {p: self.line(p, target.batch, target.prompt) for p in _phases(choice)})
 
     def _costs(self, choice: Choice, target: Target, lines: dict[Phase, Line]) -> dict[str, float]:
-        part, floats = choice.part, 2 if target.precision == "fp16" else 4
+        part, floats = choice.part, _precision.BYTES[target.precision]
         found: dict[str, float] = {}
         for phase, line in lines.items():
             time = self.time(choice, phase, target.batch, target.prompt).ms

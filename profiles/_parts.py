@@ -217,7 +217,7 @@ class Choice(BaseModel):
     def bytes_with(self, floats: int) -> int:
         """Return what the tensors take in a graph whose floats have so many bytes; the base is never codes."""
         found = _precision.parse(self.precision)
-        width = {"fp32": 4, "fp16": 2}.get(self.precision, floats)
+        width = _precision.BYTES.get(self.precision, floats)
         part, grid = self.part, found.grid
         if isinstance(part, Base):
             return floats * part.parameters

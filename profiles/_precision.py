@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,8 @@ from compress.facts import GridFact
 
 _FORM = re.compile(r"int([2-8])(?:-g(\d+))?(-dynamic|-exact)?")
 _PATTERN = re.compile(r"dense|unstructured|([1-9]\d*):([1-9]\d*)")
-FORMS = "fp32, fp16, int<2 to 8>, int4-g128 (groups of 128), with -dynamic (inputs of 8 bits too) or -exact (kernels)"
+BYTES: Mapping[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}  # of one float
+FORMS = "fp32, fp16, bf16, int<2 to 8>, int4-g128 (in groups), with -dynamic (inputs of 8 bits too) or -exact (kernels)"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Precision:
     """
 
     name: str
-    floats: Literal["fp32", "fp16"] | None
+    floats: Literal["fp32", "fp16", "bf16"] | None
     grid: GridFact | None = None
     kernels: Literal["exact", "fast"] = "fast"
 
@@ -37,7 +39,7 @@ def parse(name: str) -> Precision:
     Raises:
         BadSettings: it names none.
     """
-    if name in ("fp32", "fp16"):
+    if name in BYTES:
         return Precision(name, name)  # type: ignore[arg-type]
     found = _FORM.fullmatch(name)
     if not found or found[2] == "0":

@@ -92,7 +92,7 @@ class Roofline(Costs):
         """Return the longer of operations and bytes, at the share of the roof that is reached."""
         new, past = (length, 0) if phase == "prefill" else (1, length)
         work = operations(choice, batch, new, past) / (self._peak(choice) * 1e12)
-        moved = traffic(choice, batch, new, past, 2 if self.floats == "fp16" else 4) / (self.sheet.bandwidth_gb_s * 1e9)
+        moved = traffic(choice, batch, new, past, _precision.BYTES[self.floats]) / (self.sheet.bandwidth_gb_s * 1e9)
         ms = 1e3 * max(work, moved) / (self.shares or SHARE)[phase]
         return Time(ms, (self.factor - 1) * ms)
 
@@ -113,7 +113,8 @@ class Roofline(Costs):
         dynamic = precision.grid is not None and precision.grid.activation == "dynamic"
         floats = precision.grid is not None or isinstance(choice.part, Base)
         wanted = "int8" if dynamic else self.floats if floats else choice.precision
-        peak = peaks.get(wanted, peaks["fp32"])
+        # Sheets that know fp16 multiply bf16 as fast.
+        peak = peaks.get("fp16" if wanted == "bf16" else wanted, peaks["fp32"])
         if self.sheet.cores:
             peak *= min(self.threads, self.sheet.cores) / self.sheet.cores
         return 2 * peak if choice.pattern == self.sheet.sparse else peak

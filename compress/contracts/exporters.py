@@ -74,6 +74,13 @@ class Exporter(ABC):
         """Open what `export` wrote; only for exporters with runtimes."""
         raise TypeError(f"{type(self).__name__} writes no engine")
 
+    def used(self, folder: Path) -> list[str]:
+        """Return in words how many layers of what `export` wrote have kernels that use their zeros and codes.
+
+        Only of runtimes that choose kernels by themselves, where it is a question; one that does not tell is `unknown`.
+        """
+        return []
+
     def absent(self, folder: Path) -> str | None:
         """Return what this machine lacks to open what `export` wrote, and what would do; None where nothing is."""
         return None

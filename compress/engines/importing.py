@@ -38,7 +38,7 @@ def take(folder: Path, results: Path) -> dict[str, Any]:
     path = folder / MEASURED
     before = files.read_json(path) if path.is_file() else {}
     kept = {k: v for k, v in before.items() if k != "not_run"}
-    told = {"sparse_kernels": found["sparse"], "imported": found["machine"]}
+    told = {"used": found.get("used", []), "imported": found["machine"]}
     measured = {**kept, "parity": [found["parity"]], "latency": latency, **told}
     files.write_json(path, measured)
     if (folder.resolve().parents[1] / "report.json").is_file():
@@ -80,6 +80,6 @@ def _complete(run: Path, folder: Path, measured: dict[str, Any]) -> None:
             engine |= {"parity": measured["parity"][0], "latency": measured["latency"]}
     content["not_run"] = [line for line in content.get("not_run", ()) if not line.startswith(f"{name}:")]
     gpu = measured["imported"].get("gpu", "its target")
-    told = f"{name}: parity and latency on {gpu}, imported from its kit; sparse kernels: {measured['sparse_kernels']}"
+    told = "; ".join([f"{name}: parity and latency on {gpu}, imported from its kit", *measured["used"]])
     content["measured"] = [line for line in content["measured"] if not line.startswith(f"{name}: parity")] + [told]
     report.write(run, content)

@@ -79,9 +79,14 @@ def latency(
 
 
 def gained(
-    runner: Runner, target: Target, name: str, keys: Sequence[str], engines: Callable[[], list[Path]]
-) -> Measurement:
-    """Return the measurement of the engines before and after a pass.
+    runner: Runner,
+    target: Target,
+    name: str,
+    keys: Sequence[str],
+    engines: Callable[[], list[Path]],
+    used: Callable[[Path], list[str]],
+) -> tuple[Measurement, list[str]]:
+    """Return the measurement of the engines before and after a pass, and which kernels the second uses, in words.
 
     Args:
         runner: of the run.
@@ -89,14 +94,17 @@ def gained(
         name: of the pass.
         keys: of the two exports.
         engines: makes them, or finds them; not called where they were measured before.
+        used: tells the kernels of one.
     """
-    key = files.digest_of({"gain": keys, **_timing(target)})
+    key = files.digest_of({"gain": keys, "tells": "used", **_timing(target)})
 
     def make() -> dict[str, Any]:
-        return measure.measure(engines(), target, runner.console).model_dump(mode="json")
+        folders = engines()
+        measured = measure.measure(folders, target, runner.console)
+        return {**measured.model_dump(mode="json"), "used": used(folders[-1])}
 
     found = _kept(runner, "latency", f"what {name} gains on {target.name}", key, len(runner.done), make)
-    return Measurement.model_validate(found)
+    return Measurement.model_validate(found), found["used"]
 
 
 def _timing(target: Target) -> dict[str, Any]:

@@ -133,9 +133,10 @@ class _Steps:
         name = self.runner.pipeline.passes[index - 1].name
         pair = [self._alike(index - 1), self._alike(index)]
         keys = [self._key(i) for i in pair]
-        return gain.of_measurement(
-            figures.gained(self.runner, target, name, keys, lambda: [self._engine(i) for i in pair])
+        found = figures.gained(
+            self.runner, target, name, keys, lambda: [self._engine(i) for i in pair], self.exporter.used
         )
+        return gain.of_measurement(*found)
 
     def _alike(self, index: int) -> int:
         """Return the model whose engine stands for that of another of the same graph: one that is made anyway."""

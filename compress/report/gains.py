@@ -37,7 +37,8 @@ def _verdict(row: Mapping[str, Any]) -> Any:
     worth = row["gain"]
     if not worth:
         return "-"
-    why = tag("small", worth["why"]) if worth["why"] else None
+    more = "; ".join([*([worth["why"]] if worth["why"] else []), *worth.get("kernels", ())])
+    why = tag("small", more) if more else None
     return tag("span", tag("span", worth["verdict"], cls=_TONES[worth["verdict"]]), " " if why else None, why)
 
 

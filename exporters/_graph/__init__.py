@@ -31,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 SIDE_FILE_BYTES = 1_800_000_000  # weights beyond this go to a side file: a protobuf file ends at 2 GiB
-TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,8 @@ class Onnx(Exporter):
             raise BadSettings(f"must be 'cuda', where TensorRT runs, got {target.device!r}", key="device")
         if target.device not in ("cpu", "cuda"):
             raise BadSettings(f"must be 'cpu' or 'cuda', got {target.device!r}", key="device")
+        if target.precision == "bf16":
+            raise BadSettings("onnxruntime lacks kernels of 'bf16'; 'fp16' or 'fp32' would do", key="precision")
         if facts.grids:
             from exporters.onnx import _kernels
 

@@ -1,8 +1,8 @@
 """An engine for TensorRT or TensorRT-RTX: a plan built ahead of time, the ONNX graph, and a kit for the target.
 
-The graph is that of `exporters/onnx`.  TensorRT takes its precision as it is written: fp32 (without TF32) or fp16.  A
-plan has two profiles, for prompts and for single tokens behind a past, with the target's request as the usual case and
-`max_batch`, `max_length` as the limits.
+The graph is that of `exporters/onnx`.  TensorRT takes its precision as it is written: fp32 (without TF32), fp16
+or bf16, whose graph onnxruntime cannot run.  A plan has two profiles, for prompts and for single tokens behind a past,
+with the target's request as the usual case and `max_batch`, `max_length` as the limits.
 
 Flavours: `tensorrt-rtx` builds on machines without a GPU and chooses its kernels where the engine is loaded;
 `tensorrt` builds only on the GPU that will run it, and without one the folder holds everything but the plan.
@@ -109,7 +109,7 @@ class Tensorrt(Exporter):
             graph = _graph.decoder(artifact.model, target.precision, opset)
         else:
             graph = _graph.encoder(artifact.model, artifact.task, target.precision, opset)
-        inputs, eligible = graph.inputs(), _eligible(artifact)
+        inputs, eligible = graph.inputs(), {"sparse": _sparse(artifact), "low-bit": len(artifact.grids)}
         kernels = {n: _graph.Kernel("DequantizeLinear") for n in artifact.grids}
         written, sizes = _graph.with_codes(graph, artifact.grids, kernels) if kernels else (graph, {})
         names = _graph.write(written, folder / GRAPH)
@@ -120,7 +120,7 @@ class Tensorrt(Exporter):
             "profiles": _job.profiles(inputs, target, known.positions, decoder=decoder),
             "compute_capabilities": list(self.settings.compute_capabilities),
             "eligible": eligible,
-            "sparse": self.settings.sparse == "on" or (self.settings.sparse == "auto" and eligible > 0),
+            "sparse": self.settings.sparse == "on" or (self.settings.sparse == "auto" and eligible["sparse"] > 0),
             "weight_streaming": self.settings.weight_streaming,
             "tolerance": vars(TOLERANCES[target.precision]),
         }
@@ -152,6 +152,14 @@ class Tensorrt(Exporter):
         manifest = files.read_json(folder / "engine.json")
         return bench_tensorrt.refusal(folder, manifest) or bench_tensorrt.invalid(folder, manifest)
 
+    def used(self, folder: Path) -> list[str]:
+        """Return how many of the layers with zeros in 2:4, or codes, got kernels that use them, or that none knows."""
+        from compress import bench_tensorrt, files
+        from exporters.tensorrt import _job
+
+        session = bench_tensorrt.Session(folder, files.read_json(folder / "engine.json"))
+        return bench_tensorrt.used(session.kernels(), files.read_json(folder / _job.JOB)["eligible"])
+
     def open(self, folder: Path, target: Target) -> Engine:
         """Load the plan.
 
@@ -163,7 +171,7 @@ class Tensorrt(Exporter):
         return TensorrtEngine(folder)
 
 
-def _eligible(artifact: Artifact) -> int:
+def _sparse(artifact: Artifact) -> int:
     """Return how many linears have at most 2 weights of each 4 that follow each other along the inputs."""
     masks = (artifact.masks[n] for n in artifact.masks)
     return sum(m.shape[1] % 4 == 0 and bool((m.view(len(m), -1, 4).sum(-1) <= 2).all()) for m in masks)

@@ -151,14 +151,6 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray, allowed: float, case: str) 
     return float(equal.mean())
 
 
-def _sparse(kernels: Mapping[str, str], eligible: int) -> str:
-    """Return in words how many of the layers whose zeros are 2:4 got a kernel that uses it."""
-    if not kernels:
-        return "unknown"
-    used = sum("sparse" in kernel.lower() for kernel in kernels.values())
-    return f"{used} of {eligible} eligible layers use sparse kernels"
-
-
 def _dense() -> list[Path]:
     """Return the dense parent's engine, where it stands beside this one as a run leaves it."""
     beside = HERE.with_name(f"{HERE.name}-dense")
@@ -179,9 +171,8 @@ def time_(manifest: Mapping[str, Any], references: list[Path]) -> dict[str, Any]
     return figures
 
 
-def _ready(manifest: Mapping[str, Any], job: Mapping[str, Any], rebuild: bool) -> Any:
+def _ready(tools: Mapping[str, Any], manifest: Mapping[str, Any], job: Mapping[str, Any], rebuild: bool) -> Any:
     """Return the loaded plan, built here if need be."""
-    tools = runpy.run_path(str(HERE / "bench_tensorrt.py"))
     why = tools["refusal"](HERE, manifest)
     if why and why.startswith("no CUDA device"):
         raise Refused(why)
@@ -206,11 +197,12 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
         "machine": {"system": platform.platform(), "processor": platform.machine()},
     }
     try:
-        session = _ready(manifest, job, args.rebuild)
+        tools = runpy.run_path(str(HERE / "bench_tensorrt.py"))
+        session = _ready(tools, manifest, job, args.rebuild)
         found["state"] = "failed"  # until all is done
         found["machine"] |= session.versions
         found["kernels"] = session.kernels()
-        found["sparse"] = _sparse(found["kernels"], job["eligible"])
+        found["used"] = tools["used"](found["kernels"], job["eligible"])
         found["parity"] = prove(session, job["tolerance"])
         found["latency"] = time_(manifest, args.reference or _dense())
     except (Refused, ValueError) as error:

@@ -48,6 +48,8 @@ class Torch(Exporter):
             raise BadSettings(f"must be {' or '.join(map(repr, self.runtimes))}, got {got!r}", key="runtime")
         if target.device not in ("cpu", "cuda"):
             raise BadSettings(f"must be 'cpu' or 'cuda', got {target.device!r}", key="device")
+        if target.precision == "bf16":
+            raise BadSettings("arrays hold no 'bf16' between steps; 'fp16' or 'fp32' would do", key="precision")
         if facts.grids:
             raise BadSettings(
                 f"torch has no kernels for codes here, and {len(facts.grids)} linears have some; use onnx"

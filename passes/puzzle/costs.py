@@ -18,7 +18,7 @@ from compress.families import families
 from compress.profiling import Wanted, profiler
 from passes.puzzle.pieces import DENSE, Piece, Pieces, bare
 from passes.puzzle.settings import PuzzleSettings
-from profiles import Base, Choice, Costs, NotMeasured, Time
+from profiles import Base, Choice, Costs, NotMeasured, Time, _precision
 from profiles._costs import Phase
 from solvers import SUMS
 
@@ -59,7 +59,7 @@ class Prices:
         parts = dense_choices(dense, model_type, target)
         every = [self._told(profiles.base_of(dense, model_type)), *map(self._told, parts)]
         self.dense = {cost: sum(each[cost] for each in every) for cost in self.base}
-        bytes_ = kept * (2 if target.precision == "fp16" else 4)
+        bytes_ = kept * _precision.BYTES[target.precision]
         sizes = {"parameters": kept, "bytes": bytes_, "weights_mib": bytes_ / 2**20}
         self.absent = {cost: float(sizes.get(cost, 0.0)) for cost in self.base}
 

@@ -22,8 +22,9 @@ def check(settings: PuzzleSettings, facts: Facts) -> None:
     if len({p.kernels for p in parsed if p.grid}) > 1:
         what = f"exact and fast kernels cannot be in one engine, got {', '.join(settings.precisions)}"
         raise BadSettings(f"{what}; keep one kind", key="precisions")
-    if len({p.name for p in parsed if p.grid is None}) > 1:
-        raise BadSettings("one graph has one type of floats, got fp32 and fp16; keep the target's", key="precisions")
+    if len(floats := sorted({p.name for p in parsed if p.grid is None})) > 1:
+        what = f"one graph has one type of floats, got {' and '.join(floats)}"
+        raise BadSettings(f"{what}; keep the target's", key="precisions")
     for precision in parsed:
         _check_grid(precision, facts)
     for pattern in settings.patterns:

@@ -42,12 +42,15 @@ def engine(request: float, doubt: float, size: float, decode: float | None = 1.0
     )  # fmt: skip
 
 
-def worth(request: float, doubt: float = 0.01, size: float = 10, decode: float | None = 1.0) -> Gain:
-    measured = Measurement(
+def measured(request: float, doubt: float = 0.01, size: float = 10, decode: float | None = 1.0) -> Measurement:
+    return Measurement(
         format=1, request={}, clock="cpu", cache="cold", processes=1, load_average=0, machine={}, versions={}, flags=(),
         engines=(engine(1, 0, 10, decode), engine(request, doubt, size, decode)),
     )  # fmt: skip
-    return gain.of_measurement(measured)
+
+
+def worth(request: float, doubt: float = 0.01, size: float = 10, decode: float | None = 1.0) -> Gain:
+    return gain.of_measurement(measured(request, doubt, size, decode))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,14 @@ def test_the_verdict_is_of_clear_differences(given: dict[str, Any], verdict: str
     assert found.verdict == verdict
     assert found.told.startswith(f"{verdict}: a request is ")
     assert ("decode_speedup" in found.factors) == (given.get("decode", 1.0) is not None)
+
+
+def test_kernels_really_used_stand_beside_the_figures() -> None:
+    said = "0 of 28 eligible layers use sparse kernels"
+    found = gain.of_measurement(measured(1.0), [said])
+    assert found.told.endswith(f"smaller; {said}")
+    row = {"name": "magnitude", "gain": found.to_dict(), "kept": True, "expected": None, "missed": []}
+    assert said in str(page.gains({"gains": [row]}))
 
 
 def test_a_factor_is_the_inverse_of_the_time_with_its_interval() -> None:

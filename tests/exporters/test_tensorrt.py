@@ -15,6 +15,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from compress import bench_tensorrt, blocks, files, loading, registry, tree
 from compress.artifact import Artifact
@@ -29,7 +30,7 @@ from tests.conftest import a_grid, quantized, uneven
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
 TARGET = Target(runtime="tensorrt-rtx", device="cuda", prompt=8, generate=2)
-HALF = TARGET.model_copy(update={"precision": "fp16"})
+HALF, BRAIN = (TARGET.model_copy(update={"precision": p}) for p in ("fp16", "bf16"))
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 Build = Callable[..., Path]
 
@@ -106,6 +107,37 @@ def test_half_precision_codes_of_4_bits_and_unlike_blocks(tiny: Any, tmp_path: P
     assert {i["dtype"] for i in told["inputs"] if i["name"].startswith("past")} == {"float16"}
 
 
+def test_brain_floats(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph itself is what the model is: onnx's own evaluator runs it, where onnxruntime cannot."""
+    artifact = quantized(tiny("llama"), GridFact(bits=8, group_size=None))
+    told = written(artifact, tmp_path / "e", BRAIN)
+    assert told["precision"] == "bf16"
+    assert told["tensorrt"]["plan"] == "model.plan"
+    assert {i["dtype"] for i in told["inputs"] if i["name"].startswith("past")} == {"bfloat16"}
+    run = ReferenceEvaluator(str(tmp_path / "e" / "model.onnx"))
+    cases = np.load(tmp_path / "e" / "cases.npz")
+    kinds = {i["name"]: np.dtype(i["dtype"]) for i in told["inputs"]}
+    given = {n: cases[f"0/{n}"].astype(kind) for n, kind in kinds.items()}
+    logits = np.asarray(next(iter(run.run(["logits"], given))))
+    expected, real = cases["0/expected logits"], cases["0/real logits"]
+    assert logits.dtype == np.float32
+    off = np.abs(logits - expected)[real].max() / np.abs(expected).max()
+    assert 1e-4 < off < parity.TOLERANCES["bf16"].share
+    files.write_json(tmp_path / "e" / "engine.json", told)
+    monkeypatch.setattr(_engine, "Session", Graph.nothing)
+    past = exporter().open(tmp_path / "e", BRAIN).empty_past(1)
+    assert {a.dtype for pair in past for a in pair} == {np.dtype(np.float32)}  # numpy has no bfloat16
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("onnx", "onnxruntime"), ("torch", "torch")])
+def test_brain_floats_are_for_tensorrt_alone(name: str, runtime: str, tiny: Any) -> None:
+    kind = registry.load("exporters", name, Exporter)
+    target = Target(runtime=runtime, precision="bf16")
+    with pytest.raises(BadSettings, match=r"'bf16'.*; 'fp16' or 'fp32' would do") as fault:
+        kind(kind.Settings()).plan(tree.facts(tiny("llama").model, "causal-lm"), target)
+    assert fault.value.key == "precision"
+
+
 def test_codes_of_8_bits_in_rows_zeros_in_2_4_and_every_flag(tiny: Any, tmp_path: Path) -> None:
     artifact: Artifact = tiny("llama")
     mask = torch.tensor([True, True, False, False])
@@ -120,7 +152,7 @@ def test_codes_of_8_bits_in_rows_zeros_in_2_4_and_every_flag(tiny: Any, tmp_path
     assert about["compute_capabilities"] == ["8.6", "8.9"]
     assert about["profiles"]["prefill"]["input_ids"] == [[1, 1], [1, 8], [2, 32]]
     job = files.read_json(tmp_path / "e" / "build.json")
-    assert job["eligible"] == 3
+    assert job["eligible"] == {"sparse": 3, "low-bit": len(linears)}
 
 
 def test_an_encoder_has_one_profile(tiny: Any, tmp_path: Path) -> None:
@@ -292,6 +324,11 @@ class Graph:
         return dict(zip(names, self._session.run(names, held), strict=True))
 
     @staticmethod
+    def nothing(folder: Path, manifest: Any) -> Any:
+        """Stand in for a session that is never called."""
+        return SimpleNamespace(versions={})
+
+    @staticmethod
     def _within(profile: Any, held: dict[str, np.ndarray]) -> bool:
         ranges = ((profile[n][0], a.shape, profile[n][2]) for n, a in held.items())
         return all(low <= size <= high for r in ranges for low, size, high in zip(*r, strict=True))
@@ -349,7 +386,7 @@ _DEMO: dict[str, Callable[[Artifact], Artifact]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("made", _DEMO)
 def test_the_demo_model_builds(made: str, precision: str, tmp_path: Path) -> None:
     artifact = _DEMO[made](Artifact.of(loading.locate("demo"), "causal-lm"))

@@ -23,6 +23,7 @@ from tests.exporters.test_tensorrt import Graph, no_gpu
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
 
+UNKNOWN = "unknown how many of 28 eligible layers use sparse kernels"
 FILE = """
 [run]
 folder = "{folder}"
@@ -64,7 +65,7 @@ def results(folder: Path, **changes: Any) -> dict[str, Any]:
     parity = {"shapes": 3, "logits": {"difference": 1e-5, "magnitude": 3.0}, "agreement": 1.0}
     found = {
         "format": 1, "engine": files.sha256(folder / "engine.json"), "state": "done", "machine": {"gpu": "A GPU"},
-        "kernels": {}, "sparse": "unknown", "parity": parity, "latency": latency,
+        "kernels": {}, "used": [UNKNOWN], "parity": parity, "latency": latency,
     }  # fmt: skip
     return {**found, **changes}
 
@@ -104,10 +105,19 @@ def test_expected_outputs_are_the_graphs(folder: Path) -> None:
             kit["prove"](broken(name, lambda a: a * np.float32(np.nan)), tolerance)
 
 
-def test_sparse_kernels_are_counted_or_unknown(folder: Path) -> None:
-    told = runpy.run_path(str(folder / "kit.py"))["_sparse"]
-    assert told({}, 28) == "unknown"
-    assert told({"a": "sm80_gemm", "b": "sm80_sparse_gemm"}, 28) == "1 of 28 eligible layers use sparse kernels"
+def test_kernels_that_use_zeros_and_codes_are_counted_or_unknown(folder: Path) -> None:
+    told = runpy.run_path(str(folder / "bench_tensorrt.py"))["used"]
+    assert told({}, {"sparse": 28, "low-bit": 0}) == [UNKNOWN]
+    dense = {"a": "sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x64x32_stage4_warpsize2x2x1_tensor16x8x16"}
+    assert told(dense, {"sparse": 28, "low-bit": 7}) == [
+        "0 of 28 eligible layers use sparse kernels",
+        "0 of 7 eligible layers use low-bit kernels",
+    ]
+    some = {**dense, "b": "sm80_xmma_sparse_gemm_f16", "c": "sm80_xmma_gemm_i8i8_i8i32_f32", "d": "gemm_INT4"}
+    assert told(some, {"sparse": 28, "low-bit": 7}) == [
+        "1 of 28 eligible layers use sparse kernels",
+        "2 of 7 eligible layers use low-bit kernels",
+    ]
 
 
 def test_results_of_another_engine_or_none_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +175,7 @@ def test_a_run_without_the_gpu_ends_well_and_is_completed_later(ground: Path) ->
     assert report["engines"][0]["latency"]["engines"][0]["request"]["ms"] == 4.0
     assert "not_run" not in report["engines"][0]
     assert report["not_run"] == []
-    assert "parity and latency on A GPU, imported from its kit" in "".join(report["measured"])
+    assert f"parity and latency on A GPU, imported from its kit; {UNKNOWN}" in "".join(report["measured"])
 
     again = pipeline.run(ground / "run.toml", quiet=True)  # keeps the plan, and the figures
     assert files.sha256(engine / "model.plan") == plan
