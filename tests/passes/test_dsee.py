@@ -17,8 +17,7 @@ from torch import Tensor
 
 from compress import blocks, tree
 from compress.artifact import Artifact
-from compress.context import Context, QuietReport
-from compress.data import DataSettings, Source
+from compress.context import QuietReport
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise
 from compress.facts import Facts, MaskFact
 from passes import _masks
@@ -28,59 +27,14 @@ from passes.dsee import Dsee, tune
 from passes.dsee.plan import choose
 from passes.dsee.support import support_of
 from tests.conftest import CAUSAL, ENCODERS
-
-TEXT = "the quick brown fox jumps over the lazy dog and a model is pruned and retrained until no zero is lost"
-WORDS = TEXT.split()
-
-
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, sentences with classes, and sentences with numbers."""
-    folder = tmp_path_factory.mktemp("labelled")
-    (folder / "causal-lm.txt").write_text(" ".join(WORDS[(i * i + 3 * i // 5) % len(WORDS)] for i in range(900)))
-    rows = [(" ".join(WORDS[i % 7 : i % 7 + 3 + i % 4]), i % 2, i / 10) for i in range(24)]
-    for task, column in (("classification", 1), ("regression", 2)):
-        (folder / f"{task}.csv").write_text("text,label\n" + "".join(f'"{r[0]}",{r[column]}\n' for r in rows))
-    return folder
-
-
-class Bench:
-    """A model, data, and what DSEE makes of them."""
-
-    def __init__(self, before: Artifact, data: Path, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self.before, self.report = before, QuietReport()
-        suffix = "txt" if before.task == "causal-lm" else "csv"
-        table = DataSettings(source=str(data / f"{before.task}.{suffix}"), windows=12, length=12)
-        source = Source(table, "training", before.task)
-        self.context = Context(folder=folder, report=self.report, data={"training": source})
-
-    def run(self, **given: Any) -> Artifact:
-        plugin = dsee(**given)
-        plugin.plan(self.facts())
-        after = plugin.run(self.before.after(model=copy.deepcopy(self.before.model)), self.context)
-        plugin.ensures(self.before, after)
-        return after
-
-    def facts(self) -> Facts:
-        masks = {n: _masks.fact(m) for n, m in self.before.masks.items()}
-        return tree.facts(self.before.model, self.before.task).after(masks=masks)
-
+from tests.passes.conftest import Bench, changed, state_bytes
 
 Maker = Callable[..., Bench]
 
 
 @pytest.fixture
-def bench(tiny: Callable[..., Artifact], labelled: Path, tmp_path: Path) -> Maker:
-    def make(kind: str = "llama", task: Any = None, folder: str = "run", sparsity: float = 0) -> Bench:
-        artifact = tiny(kind, task)
-        masks = {}
-        for name, layer in tree.block_linears(artifact.model).items() if sparsity else ():
-            masks[name] = _masks.keep_top(layer.weight.detach().abs(), sparsity)
-            _masks.apply_(layer.weight, masks[name])
-        return Bench(artifact.after(masks=masks), labelled, tmp_path / folder)
-
-    return make
+def bench(bench_of: Callable[..., Maker]) -> Maker:
+    return bench_of(dsee, windows=12)
 
 
 def dsee(**given: Any) -> Dsee:
@@ -100,15 +54,6 @@ def logits(artifact: Artifact) -> Tensor:
     ids = torch.randint(2, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     found: Tensor = artifact.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return found
-
-
-def changed(before: Artifact, after: Artifact) -> set[str]:
-    old, new = before.model.state_dict(), after.model.state_dict()
-    return {n for n in old if not _masks.same_bits(old[n], new[n])}
-
-
-def state_bytes(artifact: Artifact) -> dict[str, bytes]:
-    return {n: t.numpy().tobytes() for n, t in (artifact.model.state_dict() | dict(artifact.masks)).items()}
 
 
 # -- where the entries lie -------------------------------------------------------------------------------------------
@@ -315,7 +260,7 @@ def test_an_update_that_never_moved_gives_no_mask(bench: Maker, monkeypatch: pyt
 
 @pytest.mark.parametrize("merge", ["inside", "branch"])
 def test_masks_only_grow(merge: str, bench: Maker) -> None:
-    b = bench(sparsity=0.3)
+    b = bench(pattern="0.3")
     after = b.run(merge=merge, include=["self_attn"], sparsity=0.6)
     for name, mask in after.masks.items():
         assert not (mask & ~b.before.masks[name]).any()
@@ -325,7 +270,7 @@ def test_masks_only_grow(merge: str, bench: Maker) -> None:
 
 
 def test_entries_lie_where_an_earlier_mask_keeps(bench: Maker) -> None:
-    b = bench(sparsity=0.5)
+    b = bench(pattern="0.5")
     found = tune.supports_of(b.before, choose(dsee().settings, b.facts()), dsee().settings, b.context)
     assert found.keys() == qv(b.before)
     assert all(b.before.masks[n].view(-1)[s].all() for n, s in found.items())
@@ -381,7 +326,7 @@ def test_what_is_removed_is_as_good_as_zeroed(kind: str, bench: Maker, monkeypat
 
 
 def test_gates_choose_the_neurons_and_stay_in_the_weights(bench: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    b = bench("bert", sparsity=0.5)
+    b = bench("bert", pattern="0.5")
     held: list[list[str]] = []
 
     def seen(groups: Any, *args: Any, **rest: Any) -> None:
@@ -423,7 +368,7 @@ def test_a_killed_run_of_a_smaller_model_resumes_to_the_same_bytes(
 
 
 def test_half_precision_and_masks_survive_the_cut(bench: Maker) -> None:
-    b = bench("llama", sparsity=0.5)
+    b = bench("llama", pattern="0.5")
     b.before.model.to(torch.bfloat16)  # type: ignore[arg-type]
     after = b.run(**SLIM)
     assert {p.dtype for p in after.model.parameters()} == {torch.bfloat16}

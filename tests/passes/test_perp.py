@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,94 +13,24 @@ from torch import Tensor
 from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.data import DataSettings, Role, Source
 from compress.errors import BadData, BadSettings, BrokenPromise, Diverged
 from compress.facts import BlockConfig, Facts, MaskFact
-from passes import _masks
 from passes._adapter import Adapter
 from passes._train import loss
 from passes.perp import Perp
 from tests.conftest import CAUSAL, ENCODERS
+from tests.passes.conftest import Bench, changed, state_bytes
 
-WORDS = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained, and no zero is lost. "
 KEPT = ("mask_lora", "scale_lora", "lora_prune")
 
 
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, sentences with classes, and sentences with numbers."""
-    folder = tmp_path_factory.mktemp("texts")
-    words = WORDS.replace(";", " ").split()
-    (folder / "text.txt").write_text(" ".join(words[(i * i + 3 * i // 5) % len(words)] for i in range(1500)))
-    rows = [(" ".join(words[i % 7 : i % 7 + 3 + i % 4]), i % 2, i / 10) for i in range(24)]
-    (folder / "classes.csv").write_text("text,label\n" + "".join(f'"{t}",{c}\n' for t, c, _ in rows))
-    (folder / "numbers.csv").write_text("text,label\n" + "".join(f'"{t}",{v}\n' for t, _, v in rows))
-    return folder
-
-
-class Bench:
-    """A pruned model, its dense parent, data, and what PERP makes of them."""
-
-    def __init__(
-        self,
-        make: Callable[..., Artifact],
-        texts: Path,
-        folder: Path,
-        kind: str = "llama",
-        pattern: str = "2:4",
-        windows: int = 16,
-        **rest: Any,
-    ) -> None:
-        self.dense: Callable[[], Artifact] = lambda: make(kind, **rest)
-        artifact = make(kind, **rest)
-        name = {"classification": "classes.csv", "regression": "numbers.csv"}.get(artifact.task, "text.txt")
-        table = DataSettings(source=str(texts / name), windows=windows, length=12)
-        roles: tuple[Role, Role] = ("training", "calibration")
-        self.report = QuietReport()
-        folder.mkdir(exist_ok=True)
-        self.context = Context(
-            folder=folder,
-            report=self.report,
-            data={r: Source(table, r, artifact.task) for r in roles},
-            parent=self.dense,
-        )
-        masks = {}
-        for linear_name, layer in tree.block_linears(artifact.model).items():
-            score = layer.weight.detach().abs()
-            mask = _masks.keep_n_of_m(score, 2, 4) if pattern == "2:4" else _masks.keep_top(score, float(pattern))
-            _masks.apply_(layer.weight, mask)
-            masks[linear_name] = mask
-        self.before = artifact.after(masks=masks)
-
-    def run(self, **given: Any) -> Artifact:
-        plugin = perp(**given)
-        start = self.before.after(model=copy.deepcopy(self.before.model))
-        after = plugin.run(start, self.context)
-        plugin.ensures(self.before, after)
-        return after
-
-    def facts(self) -> Facts:
-        masks = {n: _masks.fact(m) for n, m in self.before.masks.items()}
-        return tree.facts(self.before.model, self.before.task).after(masks=masks)
-
-
 @pytest.fixture
-def bench(tiny: Callable[..., Artifact], texts: Path, tmp_path: Path) -> Callable[..., Bench]:
-    return lambda kind="llama", folder="run", **rest: Bench(tiny, texts, tmp_path / folder, kind, **rest)
+def bench(bench_of: Callable[..., Callable[..., Bench]]) -> Callable[..., Bench]:
+    return bench_of(perp, pattern="2:4")
 
 
 def perp(**given: Any) -> Perp:
     return Perp(Perp.Settings(**{"steps": 4, "rank": 4, "batch": 4, **given}))
-
-
-def changed(before: Artifact, after: Artifact) -> set[str]:
-    old, new = before.model.state_dict(), after.model.state_dict()
-    assert list(old) == list(new)
-    return {n for n in old if not _masks.same_bits(old[n], new[n])}
-
-
-def state_bytes(artifact: Artifact) -> Mapping[str, bytes]:
-    return {n: t.numpy().tobytes() for n, t in artifact.model.state_dict().items()}
 
 
 # -- what changes ------------------------------------------------------------------------------------------------------
@@ -156,7 +85,7 @@ def test_lora_prune_reports_its_jump(bench: Callable[..., Bench]) -> None:
 
 def test_lora_gives_up_the_masks_of_its_linears_alone(bench: Callable[..., Bench]) -> None:
     b = bench()
-    given = {"train": ("lora",), "drop_mask": True, "include": ("mlp",), "lr": 1e-2}
+    given: dict[str, Any] = {"train": ("lora",), "drop_mask": True, "include": ("mlp",), "lr": 1e-2}
     after = b.run(**given)
     mlp = {n for n in b.before.masks if ".mlp." in n}
     assert after.masks.keys() == b.before.masks.keys() - mlp
@@ -376,7 +305,7 @@ class _Mortal(QuietReport):
 @pytest.mark.parametrize("after", [1, 4, 8])
 @pytest.mark.parametrize("mode", ["retrain", "reconstruct"])
 def test_killed_and_resumed_gives_the_same_bytes(mode: str, after: int, bench: Callable[..., Bench]) -> None:
-    given = {"mode": mode, "steps": 9, "checkpoint_every": 2}
+    given: dict[str, Any] = {"mode": mode, "steps": 9, "checkpoint_every": 2}
     whole = bench(folder="whole")
     wanted = state_bytes(whole.run(**given))
     b = bench(folder="killed")

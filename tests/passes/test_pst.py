@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from torch import Tensor, nn
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.context import Context, QuietReport
-from compress.data import DataSettings, Source
+from compress.context import QuietReport
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise, CompressError
-from compress.facts import Facts
 from passes import _masks
 from passes._masks import Pattern, Rule
 from passes._train import Group, TrainSettings, loss_on, train_
@@ -33,10 +30,10 @@ from passes.pst.scored import Scored, masks_at, score, updated
 from passes.pst.settings import PstSettings
 from passes.pst.train import groups, scored
 from tests.conftest import CAUSAL, ENCODERS
+from tests.passes.conftest import Bench, changed, state_bytes
 
 OUT, IN = 6, 8
 NAMES = ("u", "v", "a", "b", "r", "c")
-WORDS = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained, and no zero is lost. "
 
 
 def pst(**given: Any) -> Pst:
@@ -231,65 +228,9 @@ def test_rows_and_columns_move_the_mask_where_they_differ() -> None:
 # -- the whole pass ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, sentences with classes, and sentences with numbers."""
-    folder = tmp_path_factory.mktemp("texts")
-    words = WORDS.replace(";", " ").split()
-    (folder / "text.txt").write_text(" ".join(words[(i * i + 3 * i // 5) % len(words)] for i in range(1500)))
-    rows = [(" ".join(words[i % 7 : i % 7 + 3 + i % 4]), i % 2, i / 10) for i in range(24)]
-    (folder / "classes.csv").write_text("text,label\n" + "".join(f'"{t}",{c}\n' for t, c, _ in rows))
-    (folder / "numbers.csv").write_text("text,label\n" + "".join(f'"{t}",{v}\n' for t, _, v in rows))
-    return folder
-
-
-class Bench:
-    """A model, data, and what PST makes of them."""
-
-    def __init__(self, artifact: Artifact, texts: Path, folder: Path) -> None:
-        name = {"classification": "classes.csv", "regression": "numbers.csv"}.get(artifact.task, "text.txt")
-        table = DataSettings(source=str(texts / name), windows=24, length=12)
-        folder.mkdir(exist_ok=True)
-        self.report = QuietReport()
-        data = {"training": Source(table, "training", artifact.task)}
-        self.context = Context(folder=folder, report=self.report, data=data)
-        self.before = artifact
-
-    def facts(self) -> Facts:
-        masks = {n: _masks.fact(m) for n, m in self.before.masks.items()}
-        return tree.facts(self.before.model, self.before.task).after(masks=masks)
-
-    def at(self, name: str, report: QuietReport | None = None) -> Context:
-        """Return the surroundings with a folder of their own."""
-        folder = self.context.folder / name
-        folder.mkdir(exist_ok=True)
-        return replace(self.context, folder=folder, report=report or self.report)
-
-    def run(self, report: QuietReport | None = None, name: str = "pst", **given: Any) -> Artifact:
-        plugin = pst(**given)
-        planned = plugin.plan(self.facts())
-        start = self.before.after(model=copy.deepcopy(self.before.model))
-        after = plugin.run(start, self.at(name, report))
-        plugin.ensures(self.before, after)
-        assert planned.masks.keys() == after.masks.keys()
-        assert tree.facts(after.model, after.task).after(masks=planned.masks, trained=True) == planned
-        return after
-
-
 @pytest.fixture
-def bench(tiny: Callable[..., Artifact], texts: Path, tmp_path: Path) -> Callable[..., Bench]:
-    return lambda kind="llama", folder="run", **rest: Bench(tiny(kind, **rest), texts, tmp_path / folder)
-
-
-def changed(before: Artifact, after: Artifact) -> set[str]:
-    old, new = before.model.state_dict(), after.model.state_dict()
-    assert list(old) == list(new)
-    return {n for n in old if not _masks.same_bits(old[n], new[n])}
-
-
-def state_bytes(artifact: Artifact) -> Mapping[str, bytes]:
-    state = {n: t.numpy().tobytes() for n, t in artifact.model.state_dict().items()}
-    return state | {f"mask.{n}": m.numpy().tobytes() for n, m in artifact.masks.items()}
+def bench(bench_of: Callable[..., Callable[..., Bench]]) -> Callable[..., Bench]:
+    return bench_of(pst, windows=24)
 
 
 @torch.no_grad()

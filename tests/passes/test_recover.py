@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
 
@@ -19,8 +17,8 @@ from torch import Tensor, nn
 
 from compress import tree
 from compress.artifact import Artifact
-from compress.context import Context, QuietReport
-from compress.data import DataSettings, Source
+from compress.context import QuietReport
+from compress.data import Source
 from compress.errors import BadData, BadModel, BadSettings, BrokenPromise
 from compress.facts import Facts
 from passes import _masks
@@ -32,68 +30,15 @@ from passes.recover.settings import KEEPING, Method, RecoverSettings
 from passes.recover.support import best, squared_gradients
 from passes.recover.train import attach_
 from tests.conftest import CAUSAL, ENCODERS
+from tests.passes.conftest import Bench, changed, state_bytes
 
 METHODS: tuple[Method, ...] = get_args(Method)
 SUPPORTS = ("squared-gradients", "top-magnitude", "lottery")
 
 
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, sentences with classes, and sentences with numbers."""
-    folder = tmp_path_factory.mktemp("texts")
-    words = "the quick brown fox jumps over the lazy dog and a model is pruned and no zero is lost".split()  # noqa: SIM905
-    (folder / "text.txt").write_text(" ".join(words[(i * i + 3 * i // 5) % len(words)] for i in range(1200)))
-    rows = [(" ".join(words[i % 7 : i % 7 + 3 + i % 4]), i % 2, i / 10) for i in range(24)]
-    (folder / "classes.csv").write_text("text,label\n" + "".join(f'"{t}",{c}\n' for t, c, _ in rows))
-    (folder / "numbers.csv").write_text("text,label\n" + "".join(f'"{t}",{v}\n' for t, _, v in rows))
-    return folder
-
-
-class Bench:
-    """A model, pruned or dense, with data, and what recovery makes of it."""
-
-    def __init__(
-        self,
-        make: Callable[..., Artifact],
-        texts: Path,
-        folder: Path,
-        kind: str = "llama",
-        pattern: str | None = "2:4",
-        **rest: Any,
-    ) -> None:
-        artifact = make(kind, **rest)
-        name = {"classification": "classes.csv", "regression": "numbers.csv"}.get(artifact.task, "text.txt")
-        table = DataSettings(source=str(texts / name), windows=16, length=12)
-        self.report = QuietReport()
-        folder.mkdir(exist_ok=True)
-        source = Source(table, "training", artifact.task)
-        self.context = Context(folder=folder, report=self.report, data={"training": source})
-        masks = {}
-        for linear_name, layer in tree.block_linears(artifact.model).items() if pattern else ():
-            score = layer.weight.detach().abs()
-            mask = _masks.keep_n_of_m(score, 2, 4) if pattern == "2:4" else _masks.keep_top(score, float(pattern or 0))
-            _masks.apply_(layer.weight, mask)
-            masks[linear_name] = mask
-        self.before = artifact.after(masks=masks)
-
-    def copy(self) -> Artifact:
-        return self.before.after(model=copy.deepcopy(self.before.model))
-
-    def run(self, **given: Any) -> Artifact:
-        plugin = recover(**given)
-        assert plugin.plan(self.facts()) == self.facts().after(trained=True)
-        after = plugin.run(self.copy(), self.context)
-        plugin.ensures(self.before, after)
-        return after
-
-    def facts(self) -> Facts:
-        masks = {n: _masks.fact(m) for n, m in self.before.masks.items()}
-        return tree.facts(self.before.model, self.before.task).after(masks=masks)
-
-
 @pytest.fixture
-def bench(tiny: Callable[..., Artifact], texts: Path, tmp_path: Path) -> Callable[..., Bench]:
-    return lambda kind="llama", folder="run", **rest: Bench(tiny, texts, tmp_path / folder, kind, **rest)
+def bench(bench_of: Callable[..., Callable[..., Bench]]) -> Callable[..., Bench]:
+    return bench_of(recover, pattern="2:4")
 
 
 def table(**given: Any) -> RecoverSettings:
@@ -112,20 +57,10 @@ def pattern_of(method: str) -> str | None:
     return None if method in ("lora", "adalora") else "2:4"
 
 
-def changed(before: Artifact, after: Artifact) -> set[str]:
-    old, new = before.model.state_dict(), after.model.state_dict()
-    assert list(old) == list(new)
-    return {n for n in old if not _masks.same_bits(old[n], new[n])}
-
-
 def logits(artifact: Artifact) -> Tensor:
     with torch.no_grad():
         found: Tensor = artifact.model(torch.arange(2, 18).view(2, 8)).logits
     return found
-
-
-def state_bytes(artifact: Artifact) -> Mapping[str, bytes]:
-    return {n: t.numpy().tobytes() for n, t in artifact.model.state_dict().items()}
 
 
 def weights_of(artifact: Artifact) -> set[str]:
