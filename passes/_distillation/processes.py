@@ -78,7 +78,7 @@ class _Worker:
         """
         if self._ended:
             raise Died("the run ended")
-        process = self._process = self._process or self._start()
+        process = self._process = self._process or following.started(COMMAND, self._log, self._environment)
         assert process.stdin
         assert process.stdout
         try:
@@ -107,23 +107,10 @@ class _Worker:
             with self._process:
                 self._process = None
 
-    def _start(self) -> subprocess.Popen[str]:
-        with self._log.open("w") as log:
-            return subprocess.Popen(
-                COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=self._environment,
-                start_new_session=True,  # an interrupt from the keyboard is ours to pass on
-            )
-
     def _why(self, status: int) -> str:
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
-        last = self._log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        return f"exit status {status}, {last or 'no word'}"
+        return f"exit status {status}, {following.last_line(self._log)}"
 
 
 def environment(number: int, device: torch.device, threads: int) -> dict[str, str]:

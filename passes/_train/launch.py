@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -20,11 +19,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from compress import errors, files
+from compress import errors, files, following
 from compress.artifact import Artifact
 from compress.context import Context, Report
 from compress.errors import CompressError, Unavailable
-from compress.following import environment
 from passes._train.team import TeamSettings
 
 JOB, TRAINED, LOG = "job.json", "trained.safetensors", "workers.log"
@@ -52,7 +50,8 @@ def launch_(use: str, settings: TeamSettings, artifact: Artifact, context: Conte
     _write(use, settings, artifact, context)
     fault, status = _start(count, context)
     if fault or status:
-        raise fault or CompressError(f"{use}: a process that trains died: {_last_line(context.folder / LOG)}")
+        log = context.folder / LOG
+        raise fault or CompressError(died(use, following.last_line(log), log))
     trained = load_file(context.folder / TRAINED, device=str(context.device))
     with torch.no_grad():
         for name, parameter in artifact.model.named_parameters():
@@ -66,12 +65,8 @@ def _start(count: int, context: Context) -> tuple[CompressError | None, int]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
     how = [f"--num_processes={count}", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     command = [*launch, *how, "-m", "passes._train.worker", str(context.folder.absolute())]
-    threads = max(torch.get_num_threads() // count, 1)
-    piped: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        (context.folder / LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stderr=log, env=environment(threads), start_new_session=True, **piped) as process,
-    ):
+    environment = following.environment(max(torch.get_num_threads() // count, 1))
+    with following.started(command, context.folder / LOG, environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -126,6 +121,6 @@ def hear(lines: Iterable[str], report: Report) -> CompressError | None:
     return fault
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return f"{lines[-1]}; {log} has all" if lines else "it said nothing"
+def died(use: str, why: str, log: Path) -> str:
+    """Return what is told of a process of a pass that ended for a reason that is not the user's."""
+    return f"{use}: a process that trains died: {why}; {log} has all"
