@@ -22,7 +22,7 @@ from compress.contracts import Pass
 from compress.data import DataSettings, Source
 from compress.errors import CompressError
 from compress.settings.faults import checked
-from passes._train.launch import JOB, MARK, TRAINED
+from passes._train.launch import JOB, LOG, MARK, TRAINED, died
 from passes._train.team import Team, whole
 
 
@@ -66,13 +66,16 @@ class Line:
 def main(folder: Path) -> int:
     """Do this process's part of the job in a folder; return the exit status."""
     threading.Thread(target=_end_with_the_starter, daemon=True).start()
+    job = files.read_json(folder / JOB)
     try:
-        _train(folder, files.read_json(folder / JOB))
+        _train(folder, job)
     except CompressError as error:
         _say("fault", type(error).__name__, str(error))
         return 1
-    except Exception:
+    except Exception as error:  # ours: the log, which is our stderr, has the whole of it
         traceback.print_exc()
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        _say("fault", "CompressError", died(job["use"], why, folder / LOG))
         return 1
     return 0
 
@@ -122,4 +125,4 @@ def _end_with_the_starter() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    os._exit(main(Path(sys.argv[1])))  # at once: libraries' threads now and then abort a process that is ending

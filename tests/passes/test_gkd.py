@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -443,6 +444,20 @@ def test_what_a_process_finds_wrong_is_told_as_one_line(bench: Callable[..., Ben
         b.run(processes=2, steps=3, lr=1e30)
     assert "\n" not in str(error.value)
     assert forked.statuses == [1, 1]
+
+
+def test_what_is_our_fault_is_one_line_and_a_traceback_in_the_log(
+    bench: Callable[..., Bench], forked: Forked, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setattr(Loop, "advance", breaks)
+    with pytest.raises(CompressError) as error:
+        bench().run(processes=2)
+    assert re.fullmatch(r"gkd: a process that .* died: RuntimeError: no such kernel; .*\.log has all", str(error.value))
+    assert forked.statuses == [1, 1]
+    assert "Traceback" in capfd.readouterr().err  # which is the log of what the launcher starts
 
 
 def test_processes_end_with_the_one_that_started_them(bench: Callable[..., Bench], forked: Forked) -> None:
