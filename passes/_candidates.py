@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from compress import files, tree
@@ -18,7 +19,15 @@ from compress.contracts import Candidate, PassSettings
 from passes import _sensitivity
 from passes._sensitivity import Change
 
-Choose = Literal["layer", "block", "part"]
+_WHERE = "where passes choose by what each choice costs in quality (average_bits, puzzle)"
+Choose = Annotated[
+    Literal["layer", "block", "part"],
+    Field(
+        description=f"{_WHERE}: whether each linear gets a choice of its own, each block, or each part of a block (its "
+        "attention, its FFN)"
+    ),
+]
+Windows = Annotated[int, Field(ge=1, description=f"{_WHERE}: calibration windows by which quality is judged")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from compress.contracts import Candidate
 from compress.errors import BadSettings
 from compress.facts import Facts
 from passes import _candidates, _plans
-from passes._candidates import Choose
+from passes._candidates import Choose, Windows
 from passes._masks import MaskSettings, Pattern, Rule
 from passes._plans import PLAN
 from passes._sensitivity import Change
@@ -38,14 +38,8 @@ class PruneSettings(MaskSettings):
         description="'unstructured', or N:M: of every M neighbours along the inputs keep N; 'plan': each linear gets "
         "the pattern that an earlier pass chose for it, or stays dense where it chose none",
     )
-    choose: Choose = Field(
-        "layer",
-        description="for passes that choose among candidates, not for a pipeline: whether each linear is one, each "
-        "block, or each part of a block (its attention, its FFN)",
-    )
-    choose_windows: int = Field(
-        8, ge=1, description="for passes that choose among candidates: calibration windows by which quality is judged"
-    )
+    choose: Choose = "layer"
+    choose_windows: Windows = 8
 
 
 def of(facts: Facts, settings: PruneSettings, usual: Callable[[], Rule]) -> dict[str, Rule]:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.contracts import PassSettings
-from passes._candidates import Choose
+from passes._candidates import Choose, Windows
 
 Bits = Literal[2, 3, 4, 8]
 
@@ -42,14 +42,8 @@ class QuantSettings(PassSettings):
     choices: tuple[Bits, ...] = Field(
         (2, 3, 4, 8), min_length=1, description="with average_bits: the bits that a linear may get"
     )
-    choose: Choose = Field(
-        "layer",
-        description="with average_bits: whether each linear has bits of its own, each block, or each part of a block "
-        "(its attention, its FFN)",
-    )
-    choose_windows: int = Field(
-        8, ge=1, description="with average_bits: calibration windows by which quality is judged"
-    )
+    choose: Choose = "layer"
+    choose_windows: Windows = 8
     activation: Literal["none", "dynamic"] = Field(
         "none", description="'dynamic': linears also read integers of 8 bits; needs bits = 8 and whole rows"
     )
