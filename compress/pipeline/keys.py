@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from compress import files, loading
+from compress import files, installed, loading
 from compress.contracts import Exporter, Pass, Target
 from compress.data import Role, Source
 from compress.pipeline.code import code_digest
 from compress.settings import Entry, Pipeline
 
 _LIBRARIES = ("torch", "transformers")
-_RUNTIMES = (
-    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12",
-)  # fmt: skip
+_OF_ENGINES = ("onnx", "onnxscript", *(name for names in installed.RUNTIMES.values() for name in names))
 
 
 class Keys:
@@ -44,7 +41,7 @@ class Keys:
         """Return what every key holds beside its own ingredients: seed, versions, device, dtype, threads, weights."""
         return {
             "seed": self.pipeline.run.seed,
-            "versions": {n: _version(n) for n in (*_LIBRARIES, *libraries)},
+            "versions": {n: installed.version(n) for n in (*_LIBRARIES, *libraries)},
             "device": self.pipeline.compute.device,
             "dtype": self.pipeline.compute.dtype,
             "threads": self.threads,
@@ -98,13 +95,6 @@ class Keys:
                 "before": before,
                 "data": {role: self.sources[role].digest for role in sorted(uses)},
                 "code": [code_digest(type(exporter).__module__), code_digest("compress.engines")],
-                **self.surroundings(*(_RUNTIMES if exporter.runtimes else ())),
+                **self.surroundings(*(_OF_ENGINES if exporter.runtimes else ())),
             }
         )
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from compress.pipeline import figures
 from compress.pipeline.runner import MEASURED, Done, Runner
 from compress.report import gains
 
-_VERSIONS = ("compress-engine", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+_VERSIONS = ("compress-engine", "torch", "transformers", "onnx", *installed.ONNXRUNTIME, "numpy")
 
 
 def write(
@@ -212,13 +211,7 @@ def _quality(found: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **{n: v for n in _VERSIONS if (v := installed.version(n))}}
 
 
 def _machine(runner: Runner) -> dict[str, Any]:
