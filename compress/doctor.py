@@ -12,19 +12,18 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from compress import registry
+from compress import installed, registry
 from compress.contracts import Exporter, Pass
 
 Level = Literal["ok", "warn", "error"]
 
 DISTRIBUTION = "compress-engine"
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 LIBRARIES = ("torch", "transformers", "tokenizers", "onnx")
 
+_PROGRAMS = "pip install highspy, or pip install --force-reinstall pulp, which brings CBC"
 _INSTALL = f"pip install '{DISTRIBUTION}[cpu]', or '{DISTRIBUTION}[gpu]' on a machine with an NVIDIA GPU"
 # What makes engines and passes faster, as `torch.cpu` spells it.
 _FEATURES = (
@@ -77,7 +76,7 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 def check_versions() -> list[Finding]:
     """Python and compress itself."""
     python = Finding("ok", "python", f"{platform.python_version()} on {platform.platform(terse=True)}")
-    found = _version(DISTRIBUTION)
+    found = installed.version(DISTRIBUTION)
     if found is None:
         return [python, Finding("warn", "compress", "runs from its folder, not installed", "pip install -e .")]
     return [python, Finding("ok", "compress", found)]
@@ -87,7 +86,7 @@ def check_libraries() -> list[Finding]:
     """The libraries that everything needs: there, and whole enough to import."""
     findings = []
     for name in LIBRARIES:
-        version = _version(name)
+        version = installed.version(name)
         if version is None:
             findings.append(Finding("error", name, "not installed", f"pip install {DISTRIBUTION}"))
             continue
@@ -103,7 +102,7 @@ def check_libraries() -> list[Finding]:
 
 def check_runtime() -> list[Finding]:
     """Exactly one of the two distributions of onnxruntime: they write the same files, so that both break each other."""
-    there = {name: version for name in RUNTIMES if (version := _version(name))}
+    there = {name: version for name in installed.ONNXRUNTIME if (version := installed.version(name))}
     if not there:
         return [Finding("error", "onnxruntime", "not installed, so no engine can be verified or run", _INSTALL)]
     if len(there) > 1:
@@ -164,7 +163,7 @@ def check_gpu() -> list[Finding]:
         card = torch.cuda.get_device_properties(index)
         text = f"{card.name}, {card.total_memory / _GIB:.0f} GiB, capability {card.major}.{card.minor}"
         findings.append(Finding("ok", "gpu", text))
-    if _version("onnxruntime-gpu") is None:
+    if installed.version("onnxruntime-gpu") is None:
         mend = f"pip uninstall -y onnxruntime, then pip install '{DISTRIBUTION}[gpu]'"
         findings.append(Finding("warn", "gpu", "engines cannot use it: onnxruntime-gpu is not installed", mend))
     return findings
@@ -172,22 +171,19 @@ def check_gpu() -> list[Finding]:
 
 def check_plugins() -> list[Finding]:
     """Every plug-in imports, and every exporter can work here."""
-    findings = []
-    rooms: tuple[tuple[str, type[Any]], ...] = (("passes", Pass), ("exporters", Exporter))
-    for room, contract in rooms:
-        loaded = []
-        for name in registry.names(room):
-            try:
-                plugin = registry.load(room, name, contract)
-                missing = plugin(plugin.Settings.model_construct()).available() if room == "exporters" else None
-            except Exception as error:
-                mend = f"mend or remove {room}/{name}.py, or the package that brings it"
-                findings.append(Finding("error", f"{room}/{name}", _said(error), mend))
-                continue
-            loaded.append(name)
-            if missing:
-                findings.append(Finding("warn", f"{room}/{name}", f"not available: {missing}"))
-        findings.append(Finding("ok", room, ", ".join(loaded) or "none"))
+    return [*_room("passes", Pass), *_room("exporters", Exporter)]
+
+
+def check_solvers() -> list[Finding]:
+    """Every solver imports, and what runs their programs is here: CBC, which PuLP brings, or HiGHS; either does."""
+    solvers = importlib.import_module("solvers")  # a room of plug-ins, which the ground imports by name alone
+    versions: dict[str, str | None] = solvers.versions()
+    findings = _room("solvers", solvers.Solver)
+    for name, version in versions.items():
+        if version or any(versions.values()):
+            findings.append(Finding("ok", name, version or "not here; the other one does"))
+        else:
+            findings.append(Finding("error", name, "not here, so no choice can be solved for", _PROGRAMS))
     return findings
 
 
@@ -209,15 +205,26 @@ CHECKS: dict[str, Callable[[], list[Finding]]] = {
     "cpu": check_cpu,
     "gpu": check_gpu,
     "plug-ins": check_plugins,
+    "solvers": check_solvers,
     "disk": check_disk,
 }
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def _room(room: str, contract: type[Any]) -> list[Finding]:
+    """Return what fails to import or to work of a room's plug-ins, and the names of the others."""
+    findings, loaded = [], []
+    for name in registry.names(room):
+        try:
+            plugin = registry.load(room, name, contract)
+            missing = plugin(plugin.Settings.model_construct()).available() if room == "exporters" else None
+        except Exception as error:
+            mend = f"mend or remove {room}/{name}.py, or the package that brings it"
+            findings.append(Finding("error", f"{room}/{name}", _said(error), mend))
+            continue
+        loaded.append(name)
+        if missing:
+            findings.append(Finding("warn", f"{room}/{name}", f"not available: {missing}"))
+    return [*findings, Finding("ok", room, ", ".join(loaded) or "none")]
 
 
 def _said(error: BaseException) -> str:

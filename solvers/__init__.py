@@ -9,6 +9,7 @@ A solver is one file with one subclass of `Solver`: `mip` is exact, `exhaustive`
     for point in front(problem, "decode_ms", [2.0, 2.5, 3.0], Mip()): ...
 """
 
+from solvers._backends import versions
 from solvers._costs import COSTS, SUMS, TOLERANCE
 from solvers._explain import Least, least
 from solvers._faults import BadProblem, Infeasible, Unsolved
@@ -21,5 +22,5 @@ from solvers._ways import AtBatch, Point, Price, best_batch, diverse, front, sha
 __all__ = [
     "COSTS", "SUMS", "TOLERANCE", "AtBatch", "BadProblem", "Budget", "Found", "Infeasible", "Least", "Option", "Picks",
     "Point", "Price", "Problem", "Slot", "Solution", "Solver", "SolverSettings", "Unsolved", "best_batch", "diverse",
-    "front", "least", "shadow_prices", "verify",
+    "front", "least", "shadow_prices", "verify", "versions",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import pulp
 
+from compress import installed
 from compress.errors import Unavailable
 
 
@@ -68,6 +70,15 @@ def backend(name: Literal["auto", "cbc", "highs"], **limits: Any) -> Backend:
     if name == "cbc" and not _cbc().available():
         raise Unavailable("solver: PuLP's CBC does not run on this machine; pip install highspy, and take highs")
     return Backend(name=name, **limits)
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of each backend by its name, None of one that is not here."""
+    found = None
+    if _cbc().available():
+        asked = subprocess.run([_cbc().path, "-quit"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        found = re.search(rb"^Version: (\S+)", asked.stdout, re.MULTILINE)
+    return {"cbc": found[1].decode() if found else None, "highs": installed.version("highspy")}
 
 
 def run(program: pulp.LpProblem, engine: Backend) -> Stop:

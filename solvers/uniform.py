@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from solvers._backends import backend
 from solvers._problem import Picks, Problem
-from solvers._search import Found
+from solvers._search import Found, search
 from solvers._solver import Solver
-from solvers.mip import Mip
 
 
 class Uniform(Solver):
@@ -25,7 +25,8 @@ class Uniform(Solver):
         groups = _groups(problem)
         if (alike := _alike(problem, groups)) is None:
             return Found(None)
-        ended = Mip().search(alike, None, -math.inf)
+        engine = backend("auto", seconds=self.settings.seconds)
+        ended = search(alike, engine, reduce=True, start=None, floor=-math.inf)
         bound = math.fsum(min(option.score for option in slot.options) for slot in problem.slots)
         return Found(ended.picks, bound=bound)
 

@@ -43,8 +43,8 @@ def test_this_machine_is_told_whole() -> None:
     found = doctor.doctor()
     whats = {f.what for f in found}
     assert {"python", "compress", "torch", "transformers", "tokenizers", "onnx", "onnxruntime"} <= whats
-    assert {"cpu", "memory", "gpu", "passes", "exporters", "disk"} <= whats
-    assert {f.level for f in found if f.what in ("python", "torch", "cpu", "passes")} == {"ok"}
+    assert {"cpu", "memory", "gpu", "passes", "exporters", "solvers", "cbc", "highs", "disk"} <= whats
+    assert {f.level for f in found if f.what in ("python", "torch", "cpu", "passes", "solvers", "cbc")} == {"ok"}
     assert all(f.text and "\n" not in f.text for f in found)
     assert all(bool(f.mend) for f in found if f.level == "error")
     assert "magnitude" in next(f.text for f in found if f.what == "passes")
@@ -122,6 +122,22 @@ def test_an_exporter_that_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert {(f.level, f.text) for f in found.values()} == {
         ("warn", "not available: its compiler is not installed; pip install it")
     }
+
+
+@pytest.mark.parametrize(
+    ("here", "levels"),
+    [({"cbc": "2.10.3", "highs": "1.15"}, ["ok", "ok"]), ({"cbc": None, "highs": "1.15"}, ["ok", "ok"]),
+     ({"cbc": "2.10.3", "highs": None}, ["ok", "ok"]), ({"cbc": None, "highs": None}, ["error", "error"])],
+)  # fmt: skip
+def test_one_program_for_solvers_is_enough(
+    here: dict[str, str | None], levels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("solvers.versions", lambda: here)
+    solvers, *programs = doctor.check_solvers()
+    assert (solvers.level, solvers.text) == ("ok", "exhaustive, greedy, lagrangian, mip, random, uniform")
+    assert [f.what for f in programs] == ["cbc", "highs"]
+    assert [f.level for f in programs] == levels
+    assert all(f.text == here[f.what] for f in programs if here[f.what])
 
 
 def test_a_gpu_without_its_runtime_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
