@@ -17,6 +17,7 @@ from compress.context import Context
 from compress.errors import BadModel
 from passes._layerwise import Stream, pass_, windows
 from passes._layerwise.observe import reads
+from passes._layerwise.stream import MEMORY
 from passes._library.settings import SpaceSettings
 from passes._library.space import Variant
 
@@ -131,6 +132,15 @@ def statistics(
     return {index: Statistics(**kept.get(index, {})) for index in range(len(layout))}
 
 
+def _held(read: Callable[[], Iterable[Tensor]], count: int) -> Callable[[], Iterable[Tensor]]:
+    """Return what reads the same without running the block again, where so many chunks fit in memory."""
+    first = next(iter(read()), None)
+    if first is None or first.nbytes * count > MEMORY:
+        return read
+    kept = list(read())
+    return lambda: kept
+
+
 class _Walk:
     """The calibration windows on their way through the parent."""
 
@@ -160,7 +170,7 @@ class _Walk:
             weight = linear.get_parameter("weight").detach()
             read = partial(self._read, index, block, linear)
             if what == "neurons" and self.settings.ranking == "iterative":
-                score = removal_order(read, weight, units)
+                score = removal_order(_held(read, len(self.chunks)), weight, units)
             else:
                 score = sum((contribution(x, weight, units) for x in read()), torch.zeros((), dtype=torch.float64))
             if not score.isfinite().all():

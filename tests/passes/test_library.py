@@ -349,6 +349,20 @@ def test_neurons_that_nobody_reads_go_first(
     close(outputs(artifact, variant, state), expected)
 
 
+def test_neurons_are_ranked_alike_where_what_they_give_does_not_fit_in_memory(
+    alive: Tiny, context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = alive("llama")
+    variant = one(artifact, "ffn", "50%", ffn=tree.layout(artifact.model)[0].ffn // 2)
+    settings = SpaceSettings(ranking="iterative")
+    held = statistics(artifact, [variant], settings, context(artifact, folder="held"))
+    monkeypatch.setattr("passes._library.worth.MEMORY", 0)
+    read = statistics(artifact, [variant], settings, context(artifact, folder="read"))
+    assert held[0].neurons is not None
+    assert read[0].neurons is not None
+    assert held[0].neurons.tolist() == read[0].neurons.tolist()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_attention_is_attention_to_oneself(alive: Tiny, kind: str) -> None:
     artifact = alive(kind)
