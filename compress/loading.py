@@ -1,4 +1,4 @@
-"""Open a model: a folder, a hub id or the demo model; safetensors only."""
+"""Open a model: a folder, one of a Python package, a hub id or the demo model; safetensors only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from compress import blocks, health, skeleton, tree
+from compress import blocks, health, packaged, skeleton, tree
 from compress.blocks import disk
 from compress.errors import BadModel
 from compress.facts import Facts, Task
@@ -48,7 +48,7 @@ def open_source(
     dtype: torch.dtype = torch.float32,
     labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer of a folder, the demo model (`demo`) or a hub id.
+    """Return model and tokenizer of a source: all that `locate` finds.
 
     Raises:
         BadModel: missing, truncated, pickled, of another vocabulary or of an unknown architecture.
@@ -57,13 +57,15 @@ def open_source(
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """Return the folder of a source; a hub id is fetched (safetensors and text files only).
+    """Return the folder of a folder, `package:name/folder`, `demo` or a hub id (safetensors and text are fetched).
 
     Raises:
-        BadModel: no such folder and no such model on a hub that can be reached.
+        BadModel: no such folder or package, and no such model on a hub that can be reached.
     """
     if source == "demo":
         return DEMO
+    if source.startswith(packaged.PREFIX):
+        return packaged.folder_of(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

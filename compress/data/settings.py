@@ -23,7 +23,8 @@ class DataSettings(Settings):
     source: str = Field(
         "python-docs",
         min_length=1,
-        description="python-docs, python-source, a txt/jsonl/csv/parquet file, a folder of those, or a hub data set",
+        description="python-docs, python-source, python-returns (labelled), a txt/jsonl/csv/parquet file, a folder of "
+        "those, or a hub data set",
     )
     name: str | None = Field(None, description="configuration of a hub data set, such as sst2 of nyu-mll/glue")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")

@@ -41,7 +41,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        steps: every step in order, the dense artifact first.
+        steps: every step in order, the model as it came first.
         engines: engine folders by name (the target's; `<target>-dense` for the parent's).
         report: the content of `report.json`.
         stored: whether weights stay on disk.
@@ -119,11 +119,11 @@ def plan(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None) -
     facts = settings.check(opened)
     where = Path(folder) if folder else opened.run.folder
     runner = Runner(opened, where, Console(Path(os.devnull), quiet=True))
-    reached = runner.step_folder(1, "dense", runner.keys.model())
+    reached = runner.step_folder(1, runner.first, runner.keys.model())
     size = 4 * facts[0].parameters / 2**20
     known = (reached / artifacts.CARD).exists()
     dense = Estimate(peak_mib=4 * tree.held(facts[0]) / 2**20, disk_mib=size, seconds=size / 500)
-    steps = [PlannedStep(index=1, name="dense", use="model", cached=known, estimate=dense)]
+    steps = [PlannedStep(index=1, name=runner.first, use="model", cached=known, estimate=dense)]
     for index, (entry, before) in enumerate(zip(opened.passes, facts, strict=False), start=2):
         assert isinstance(entry.plugin, Pass)
         if known:
@@ -159,12 +159,12 @@ def _run(facts: list[Facts], runner: Runner) -> Run:
     started = time.monotonic()
     folder, console = runner.folder, runner.console
     runner.count = 2 + len(runner.pipeline.passes) + len(_exports(runner.pipeline)) + len(runner.pipeline.targets)
-    dense = runner.model()
+    runner.model()
     facts, worth = _passes(facts, runner)
-    last, jobs = runner.done[-1], _exports(runner.pipeline)
+    dense, last, jobs = runner.dense, runner.done[-1], _exports(runner.pipeline)
     exported: list[Done] = []
     for index, (entry, target, name, parent) in enumerate(jobs, start=len(runner.done) + 1):
-        source, known = (dense, facts[0]) if parent else (last, facts[-1])
+        source, known = (dense, facts[runner.pipeline.dense]) if parent else (last, facts[-1])
         exported.append(runner.export(entry, source, known, target, name, (index, runner.count)))
     engines = {d.name: d.folder for d in exported if d.folder.parent.name == "engines"}
     content = summary.write(runner, facts, dense, last, exported, engines, worth)
@@ -205,7 +205,7 @@ def _exports(pipeline: Pipeline) -> list[tuple[Any, Any, str, bool]]:
         for target in (targets[n] for n in entry.targets):
             name = target.name if len(engine_entries) == 1 else f"{target.name}-{entry.name}"
             found.append((entry, target, name, False))
-            if pipeline.passes:
+            if len(pipeline.passes) > pipeline.dense:
                 found.append((entry, target, f"{name}-dense", True))
     return found
 

@@ -145,7 +145,8 @@ class _Steps:
             first -= 1
         while last + 1 < len(self.graphs) and self.graphs[last + 1] == self.graphs[index]:
             last += 1
-        return last if first and last + 1 == len(self.graphs) else first
+        dense = self.runner.pipeline.dense
+        return dense if first <= dense <= last else last if last + 1 == len(self.graphs) else first
 
     def _key(self, index: int) -> str:
         digest, uses = artifacts.digest(self.runner.done[index].folder), self.exporter.data_uses(self.facts[index])
@@ -154,9 +155,8 @@ class _Steps:
     def _engine(self, index: int) -> Path:
         """Return the folder of a model's engine, which is made unless it is there."""
         job, source, at = self.job, self.runner.done[index], (len(self.runner.done), self.runner.count)
-        room, name = ROOM, f"{job.name}-{source.name}"
-        if index in (0, len(self.runner.done) - 1):  # one that is shipped, or stands beside it
-            room, name = "engines", job.name if index else f"{job.name}-dense"
+        shipped = {self.runner.pipeline.dense: f"{job.name}-dense", len(self.runner.done) - 1: job.name}
+        room, name = ("engines", shipped[index]) if index in shipped else (ROOM, f"{job.name}-{source.name}")
         return self.runner.export(job.entry, source, self.facts[index], job.target, name, at, room).folder
 
 

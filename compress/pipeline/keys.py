@@ -65,6 +65,7 @@ class Keys:
         """Return the key of a pass after the artifact of digest `before`."""
         plugin = entry.plugin
         assert isinstance(plugin, Pass)
+        dense = self.pipeline.dense
         modules = [type(plugin).__module__, "compress.artifact", *(["compress.data"] if plugin.data_uses() else [])]
         return files.digest_of(
             {
@@ -75,6 +76,7 @@ class Keys:
                 "targets": {n: t.model_dump(mode="json") for n, t in sorted(self.targets(plugin).items())},
                 "files": {key: files.sha256(path) for key, path in sorted(plugin.files().items())},
                 "code": [code_digest(m) for m in modules],
+                **({"dense": dense} if 0 < dense < entry.index else {}),
                 **self.surroundings(),
             }
         )

@@ -64,6 +64,7 @@ class Runner:
         self.keys = Keys(pipeline, self.home / "cache" / "data")
         self.done: list[Done] = []
         self.count = 1 + len(pipeline.passes)
+        self.first = "model" if pipeline.dense else "dense"
         self.engines = Engines()
         self.stored = pipeline.compute.weights == "disk"
         if self.stored:
@@ -73,6 +74,12 @@ class Runner:
         """Return where the step of this key is, or will be."""
         return self.home / "steps" / f"{index:02d}-{name}-{key[:12]}"
 
+    @property
+    def dense(self) -> Done:
+        """The dense model, which all is measured beside: the model as it came, until a pass is to leave it and has."""
+        index = self.pipeline.dense
+        return self.done[index if index < len(self.done) else 0]
+
     def open(self, folder: Path, changes: Path | None = None) -> Artifact:
         """Open an artifact; its blocks stay on disk where the pipeline wants them there, and go to `changes`."""
         trust = self.pipeline.model.trust_remote_code
@@ -81,7 +88,7 @@ class Runner:
     # -- artifacts ----------------------------------------------------------------------------------------------
 
     def model(self) -> Done:
-        """Open the source and keep it as the dense artifact, the parent of all that follows."""
+        """Open the source and keep it as an artifact, which all that follows starts from."""
         model, key = self.pipeline.model, self.keys.model()
 
         def make(context: Context) -> Artifact:
@@ -90,7 +97,7 @@ class Runner:
             return Artifact.of(folder, model.task, stored=self.stored, **opening)
 
         settings = {**model.model_dump(mode="json"), "digest": key}
-        return self._artifact("model", "dense", key, settings, make, lambda _: None)
+        return self._artifact("model", self.first, key, settings, make, lambda _: None)
 
     def run_pass(self, entry: Entry, before: Done, planned: Facts, facts: Facts) -> Done:
         """Run one pass on the artifact of the step before it, and hold it to its promises.
@@ -197,7 +204,7 @@ class Runner:
         )
 
     def _parent(self) -> Artifact:
-        return self.open(self.done[0].folder)
+        return self.open(self.dense.folder)
 
     # -- what leaves the house ----------------------------------------------------------------------------------
 
@@ -211,7 +218,7 @@ class Runner:
         uses = exporter.data_uses(facts)
         key = self.keys.export(entry, artifacts.digest(source.folder), target, uses)
         place = Path(room or ("engines" if exporter.runtimes else "exports")) / name
-        folder = (self.home if source is self.done[0] else self.folder) / place
+        folder = (self.home if source is self.dense else self.folder) / place
         cached = (folder / _KEY).exists() and files.read_json(folder / _KEY)["key"] == key
         cached = cached and not self._can_run_now(folder)
         self.console.begin(position[0], position[1], f"{entry.name} -> {place}", cached)
@@ -231,14 +238,8 @@ class Runner:
                 files.write_json(new / MEASURED, {"seconds": round(seconds, 3), **self.console.measured})
             shutil.rmtree(context.folder, ignore_errors=True)
             self.console.end(seconds)
-        return Done(
-            index=position[0],
-            use=entry.use,
-            name=name,
-            folder=folder,
-            cached=cached,
-            measured=files.read_json(folder / MEASURED),
-        )
+        measured = files.read_json(folder / MEASURED)
+        return Done(index=position[0], use=entry.use, name=name, folder=folder, cached=cached, measured=measured)
 
     def _can_run_now(self, folder: Path) -> bool:
         """Tell whether an engine was never opened, for want of its device, and now can be."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compress import files, measure, profiling, report, tree
+from compress import files, installed, measure, profiling, report, tree
 from compress.artifact import Artifact
 from compress.contracts import Target
 from compress.engines import NOT_RUN, read_manifest
@@ -200,8 +200,9 @@ def _layers(last: Done, facts: Facts, runner: Runner) -> list[dict[str, Any]]:
 def _quality(found: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
     child = found["compressed"]
     data = runner.pipeline.data["evaluation"]
+    dense = f"; dense: the model after {runner.dense.name}" if runner.pipeline.dense else ""
     quality = {
-        "data": f"{data.source}, {data.windows} windows of {data.length} tokens",
+        "data": f"{data.source}, {data.windows} windows of {data.length} tokens{dense}",
         "dense": (child["parent"] or child)["metrics"],
         "compressed": child["metrics"] if child["parent"] else [],
         "delta": child["deltas"],

@@ -101,7 +101,7 @@ def _entry(
     plugin = faults.attempt(path, use, lambda: found(settings)) if settings is not None else None
     if head is None or plugin is None:
         return None
-    own = {n: getattr(head, n) for n in ("targets", "expect", "on_no_gain") if n in common.model_fields}
+    own = {n: getattr(head, n) for n in ("targets", "expect", "on_no_gain", "dense") if n in common.model_fields}
     return Entry(index + 1, use, getattr(head, "name", None) or default_name, plugin, places.line(path), **own)
 
 

@@ -46,6 +46,7 @@ def judge(pipeline: Pipeline, faults: Faults) -> list[Facts]:
     _judge_targets(pipeline, start, faults)
     _judge_gains(pipeline, faults)
     facts = _fold(pipeline, start, faults)
+    _judge_dense(pipeline, facts, faults)
     _judge_data(pipeline, facts, faults)
     if len(facts) > len(pipeline.passes):
         _judge_exports(pipeline, facts[-1], faults)
@@ -194,6 +195,22 @@ def _judge_gains(pipeline: Pipeline, faults: Faults) -> None:
         elif entry.expect and entry.expect.decode_speedup and not made[0].generate:
             what = f"decode_speedup needs tokens to be generated, and target {made[0].name!r} has generate = 0"
             faults.add(path, f"{what}; prefill_speedup would do", entry.use)
+
+
+def _judge_dense(pipeline: Pipeline, facts: list[Facts], faults: Faults) -> None:
+    """Refuse a dense model that is not whole, or that may be left out."""
+    marked = [entry for entry in pipeline.passes if entry.dense]
+    for entry in marked[:1]:
+        path, after = ("pass", entry.index - 1, "dense"), next(iter(facts[entry.index :]), None)
+        if entry.on_no_gain != "keep":
+            what = "what all is measured beside cannot depend on what it gains"
+            faults.add(path, f"{what}{got(entry.on_no_gain)}; on_no_gain = 'keep' would do", entry.use)
+        if after and (after.masks or after.grids or after.branches or after.open or after.layout != facts[0].layout):
+            what = "what is pruned, quantized or cut is not dense"
+            faults.add(path, f"{what}{got(True)}; mark a pass before it, or none", entry.use)
+    for entry in marked[1:]:
+        what = f"only one pass leaves the dense model, and {marked[0].name!r} does"
+        faults.add(("pass", entry.index - 1, "dense"), f"{what}{got(True)}; leave it out", entry.use)
 
 
 def _judge_data(pipeline: Pipeline, facts: list[Facts], faults: Faults) -> None:

@@ -29,7 +29,7 @@ from compress.settings.tables import (
     SweepSettings,
 )
 
-BUILT_IN = ("demo", *corpora.NAMES)
+BUILT_IN = ("demo", *corpora.ALL)
 DEFAULT_EXPORT = "onnx"
 
 

@@ -53,7 +53,10 @@ class ComputeSettings(Settings):
 class ModelSettings(Settings):
     """`[model]`: the transformer to start from."""
 
-    source: str = Field(min_length=1, description="a folder, a hub id (owner/name) or 'demo'")
+    source: str = Field(
+        min_length=1,
+        description="a folder, a hub id (owner/name), 'demo', or 'package:name/folder' of an installed Python package",
+    )
     task: Task = Field("causal-lm", description="what the model is for")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     trust_remote_code: bool = Field(False, description="whether Python files beside the weights may run")
@@ -120,6 +123,11 @@ class PassTable(Settings):
     on_no_gain: OnNoGain = Field(
         "keep", description="when it does not gain that, or without `expect` does not pay: go on, without it, or stop"
     )
+    dense: bool = Field(
+        False,
+        description="whether what it leaves is the dense model that all else is measured beside, as after fine-tuning "
+        "to a task; else that is the model as it came",
+    )
 
     _named = field_validator("expect", mode="before")(named)
 
@@ -149,6 +157,7 @@ class Entry:
         targets: of an export, the targets it serves; empty where it needs none.
         expect: of a pass, what it is to gain.
         on_no_gain: of a pass, what happens when it does not.
+        dense: of a pass, whether it leaves the dense model that all else is measured beside.
     """
 
     index: int
@@ -159,6 +168,7 @@ class Entry:
     targets: tuple[str, ...] = ()
     expect: Expect | None = None
     on_no_gain: OnNoGain = "keep"
+    dense: bool = False
 
     @property
     def bound(self) -> bool:
@@ -190,6 +200,11 @@ class Pipeline:
     exports: tuple[Entry, ...]
     places: Places = field(repr=False, compare=False)
     sweep: SweepSettings | None = None
+
+    @property
+    def dense(self) -> int:
+        """How many passes lead to the dense model that all is measured beside; 0 = it is the model as it came."""
+        return next((number for number, entry in enumerate(self.passes, start=1) if entry.dense), 0)
 
     @property
     def estimated(self) -> frozenset[str]:
