@@ -1,4 +1,4 @@
-"""Engines that fit in the head: small ONNX graphs with the inputs and outputs of real ones."""
+"""What tests of the ground share: pipelines over a tiny model, foreign plug-ins, and engines that fit in the head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,34 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.artifact import Artifact
+
+TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained, and no zero is lost. "
 HIDDEN, VOCABULARY, HEADS, HEAD = 96, 64, 2, 8
+
+
+def lay(root: Path, artifact: Artifact) -> Path:
+    """Lay a model and a text, `model` and `text.txt`, into a folder; return the folder."""
+    artifact.model.save_pretrained(root / "model")
+    artifact.tokenizer.save_pretrained(root / "model")
+    (root / "text.txt").write_text(TEXT * 60)
+    return root
+
+
+def head(run: Path, model: Path, text: Path, compute: str = "threads = 1", **windows: int) -> str:
+    """Return how a pipeline file begins: all but passes, targets and exports; `windows` are those of each data."""
+    data = (f'[data.{n}]\nsource = "{text}"\nwindows = {count}\nlength = 32\n' for n, count in windows.items())
+    return f'\n[run]\nfolder = "{run}"\n[compute]\n{compute}\n[model]\nsource = "{model}"\n{"".join(data)}'
+
+
+def install(site: Path, module: str, code: str, **passes: str) -> None:
+    """Install a module into a folder, as pip would, whose classes are passes of these names."""
+    about = site / f"{module}-1.0.dist-info"
+    about.mkdir(parents=True)
+    (site / f"{module}.py").write_text(code)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    points = "".join(f"{name} = {module}:{which}\n" for name, which in passes.items())
+    (about / "entry_points.txt").write_text(f"[compress.passes]\n{points}")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from compress.artifact import Artifact
 from compress.cli import cli
 from compress.errors import BadPipeline
 from compress.facts import GridFact, Planned
+from tests.compress.conftest import install, lay
 
 CODE = '''
 """Choose neurons and plans, for the tests."""
@@ -111,14 +112,7 @@ format = "float"
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Install the passes for all tests of this file."""
     site = tmp_path_factory.mktemp("site")
-    (site / "choosing_plugin-1.0.dist-info").mkdir()
-    (site / "choosing_plugin.py").write_text(CODE)
-    (site / "choosing_plugin-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: choosing_plugin\nVersion: 1.0\n"
-    )
-    (site / "choosing_plugin-1.0.dist-info" / "entry_points.txt").write_text(
-        "[compress.passes]\nchooser = choosing_plugin:Chooser\nreader = choosing_plugin:Reader\n"
-    )
+    install(site, "choosing_plugin", CODE, chooser="Chooser", reader="Reader")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
         yield
@@ -127,10 +121,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def write(installed: None, tiny: Callable[..., Artifact], tmp_path: Path) -> Callable[..., Path]:
     """Return a writer of pipelines: each pass a table's text."""
-    artifact = tiny("llama")
-    artifact.model.save_pretrained(tmp_path / "model")
-    artifact.tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog; a model is pruned. " * 40)
+    lay(tmp_path, tiny("llama"))
 
     def make(*passes: str, rest: str = FOLDER) -> Path:
         path = tmp_path / "pipeline.toml"

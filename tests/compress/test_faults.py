@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,25 +17,9 @@ from click.testing import CliRunner
 
 from compress.artifact import Artifact
 from compress.cli import cli
+from tests.compress.conftest import head, lay
 
-TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned, and no zero is lost. " * 40
-
-FILE = """
-[run]
-folder = "{folder}"
-[compute]
-threads = 1
-[model]
-source = "{model}"
-[data.training]
-source = "{text}"
-windows = 8
-length = 32
-[data.evaluation]
-source = "{text}"
-windows = 4
-length = 32
-[[pass]]
+REST = """[[pass]]
 use = "magnitude"
 sparsity = 0.5
 [[pass]]
@@ -49,11 +34,7 @@ use = "safetensors"
 
 @pytest.fixture(scope="module")
 def saved(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    artifact = tiny("llama")
-    artifact.model.save_pretrained(folder)
-    artifact.tokenizer.save_pretrained(folder)
-    return folder
+    return lay(tmp_path_factory.mktemp("saved"), tiny("llama"))
 
 
 class Ground:
@@ -61,13 +42,10 @@ class Ground:
 
     def __init__(self, folder: Path, saved: Path) -> None:
         self.folder, self.model, self.text = folder, folder / "model", folder / "text.txt"
-        self.model.mkdir()
-        for path in saved.iterdir():
-            (self.model / path.name).write_bytes(path.read_bytes())
-        self.text.write_text(TEXT)
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
 
     def file(self, *changes: tuple[str, str], run: str = "run") -> Path:
-        text = FILE.format(folder=self.folder / run, model=self.model, text=self.text)
+        text = head(self.folder / run, self.model, self.text, training=8, evaluation=4) + REST
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)

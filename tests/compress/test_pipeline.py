@@ -19,27 +19,9 @@ from compress import files, pipeline
 from compress.artifact import Artifact
 from compress.errors import Tampered
 from compress.pipeline.runner import MEASURED
+from tests.compress.conftest import head, lay
 
-FILE = """
-[run]
-folder = "{folder}"
-[compute]
-threads = 1
-[model]
-source = "{model}"
-[data.training]
-source = "{text}"
-windows = 16
-length = 32
-[data.calibration]
-source = "{text}"
-windows = 4
-length = 32
-[data.evaluation]
-source = "{text}"
-windows = 4
-length = 32
-[[target]]
+REST = """[[target]]
 name = "laptop"
 prompt = 16
 generate = 4
@@ -56,22 +38,16 @@ batch = 2
 use = "onnx"
 """
 
-WORDS = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained, and no zero is lost. "
-
 
 @pytest.fixture(scope="module")
 def ground(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and a text."""
-    root = tmp_path_factory.mktemp("ground")
-    artifact = tiny("llama-tied")
-    artifact.model.save_pretrained(root / "model")
-    artifact.tokenizer.save_pretrained(root / "model")
-    (root / "text.txt").write_text(WORDS * 60)
-    return root
+    return lay(tmp_path_factory.mktemp("ground"), tiny("llama-tied"))
 
 
 def write(ground: Path, folder: Path, steps: int = 4, **changes: Any) -> Path:
-    text = FILE.format(folder=folder, model=ground / "model", text=ground / "text.txt", steps=steps)
+    text = head(folder, ground / "model", ground / "text.txt", training=16, calibration=4, evaluation=4)
+    text += REST.format(steps=steps)
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)

@@ -22,29 +22,13 @@ from compress.data import Source
 from compress.data.settings import DataSettings
 from compress.errors import BadPipeline
 from compress.pipeline.runner import MEASURED
+from tests.compress.conftest import TEXT, head
 
 Tiny = Callable[..., Artifact]
 ROOT = Path(__file__).parents[2]
 STREAMING = [n for n in registry.names("passes") if registry.load("passes", n, Pass).streams]
 FAMILIES = {"llama": None, "llama-tied": None, "gpt2": None, "opt": None, "bert": "embedding"}
-TEXT = "the quick brown fox jumps over the lazy dog; a model is pruned and retrained. "
-FILE = """
-[run]
-folder = "{folder}"
-[compute]
-weights = "{weights}"
-threads = 1
-[model]
-source = "{model}"
-[data.calibration]
-source = "{text}"
-windows = 4
-length = 32
-[data.evaluation]
-source = "{text}"
-windows = 4
-length = 32
-[[pass]]
+REST = """[[pass]]
 use = "{use}"
 [[export]]
 use = "safetensors"
@@ -64,7 +48,7 @@ def same(a: Artifact, b: Artifact) -> None:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT * 100)
+    path.write_text(TEXT * 80)
     return path
 
 
@@ -77,7 +61,8 @@ def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, text: Path, model: Path, weights: str = "disk", use: str = "sparsegpt") -> Path:
     path = folder.with_suffix(".toml")
-    path.write_text(FILE.format(folder=folder, weights=weights, model=model, text=text, use=use))
+    compute = f'weights = "{weights}"\nthreads = 1'
+    path.write_text(head(folder, model, text, compute, calibration=4, evaluation=4) + REST.format(use=use))
     return path
 
 

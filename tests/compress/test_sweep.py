@@ -17,6 +17,7 @@ from compress.cli import cli
 from compress.errors import BadPipeline
 from compress.measure import Measurement
 from compress.sweep.points import points
+from tests.compress.conftest import head, install, lay
 from tests.compress.test_sweep_loop import measurement
 
 CODE = '''
@@ -66,20 +67,7 @@ class Pick(Pass):
         return artifact
 '''
 
-FILE = """
-[run]
-folder = "{run}"
-[model]
-source = "{model}"
-[data.calibration]
-source = "{text}"
-windows = 4
-length = 32
-[data.evaluation]
-source = "{text}"
-windows = 4
-length = 32
-[[target]]
+REST = """[[target]]
 name = "here"
 prompt = 16
 generate = 4
@@ -105,26 +93,17 @@ def call(*arguments: str | Path) -> Result:
 @pytest.fixture(scope="module")
 def write(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     """Return a writer of pipeline files with a sweep, while `pick` is installed and a simulated clock goes."""
-    folder = tmp_path_factory.mktemp("sweep")
-    artifact = tiny("llama")
-    artifact.model.save_pretrained(folder / "model")
-    artifact.tokenizer.save_pretrained(folder / "model")
-    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog; a model is pruned. " * 40)
-    site = folder / "site"
-    (site / "picking-1.0.dist-info").mkdir(parents=True)
-    (site / "picking.py").write_text(CODE)
-    info = {"METADATA": "Metadata-Version: 2.1\nName: picking\nVersion: 1.0\n"}
-    info["entry_points.txt"] = "[compress.passes]\npick = picking:Pick\n"
-    for name, text in info.items():
-        (site / "picking-1.0.dist-info" / name).write_text(text)
+    folder = lay(tmp_path_factory.mktemp("sweep"), tiny("llama"))
+    install(folder / "site", "picking", CODE, pick="Pick")
 
     def file(sweep: str) -> Path:
         path = folder / "p.toml"
-        path.write_text(FILE.format(run=folder / "run", model=folder / "model", text=folder / "text.txt", sweep=sweep))
+        begun = head(folder / "run", folder / "model", folder / "text.txt", calibration=4, evaluation=4)
+        path.write_text(begun + REST.format(sweep=sweep))
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
+        patch.syspath_prepend(str(folder / "site"))
         patch.setattr(measure, "measure", clock)
         yield file
 

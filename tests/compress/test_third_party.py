@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from compress.artifact import Artifact
 from compress.cli import cli
+from tests.compress.conftest import head, install, lay
 
 CODE = '''
 """Scale every norm, for the tests."""
@@ -34,16 +35,7 @@ class Scale(Pass):
             raise BrokenPromise("scale: the norms are not twice what they were")
 '''
 
-FILE = """
-[run]
-folder = "{run}"
-[model]
-source = "{model}"
-[data.evaluation]
-source = "{text}"
-windows = 4
-length = 32
-[[pass]]
+REST = """[[pass]]
 use = "scale"
 [[export]]
 use = "safetensors"
@@ -52,23 +44,12 @@ use = "safetensors"
 
 @pytest.fixture
 def run(tiny: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    artifact = tiny("llama")
-    artifact.model.save_pretrained(tmp_path / "model")
-    artifact.tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog; a model is pruned. " * 40)
+    lay(tmp_path, tiny("llama"))
 
     def go(module: str, factor: int) -> Result:
-        site = tmp_path / "site"
-        (site / f"{module}-1.0.dist-info").mkdir(parents=True)
-        (site / f"{module}.py").write_text(CODE.replace("{factor}", str(factor)))
-        (site / f"{module}-1.0.dist-info" / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n"
-        )
-        (site / f"{module}-1.0.dist-info" / "entry_points.txt").write_text(
-            f"[compress.passes]\nscale = {module}:Scale\n"
-        )
-        monkeypatch.syspath_prepend(str(site))
-        text = FILE.format(run=tmp_path / "run", model=tmp_path / "model", text=tmp_path / "text.txt")
+        install(tmp_path / "site", module, CODE.replace("{factor}", str(factor)), scale="Scale")
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        text = head(tmp_path / "run", tmp_path / "model", tmp_path / "text.txt", evaluation=4) + REST
         (tmp_path / "pipeline.toml").write_text(text)
         return CliRunner().invoke(cli, ["run", str(tmp_path / "pipeline.toml")])
 
