@@ -53,7 +53,7 @@ class Wanted:
     patterns: tuple[str, ...] = ("dense",)
     copies: tuple[int, ...] = (4, 8)
     models: int = 8
-    processes: int = 3
+    processes: int = 4
     seconds: float = 1.0
     seed: int = 0
     host: str = ""
