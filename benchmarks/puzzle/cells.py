@@ -9,7 +9,7 @@ from typing import Any
 from compress.contracts import Target
 from compress.sweep import clock
 
-TARGET = Target(name="laptop", threads=1, batch=1, prompt=128, generate=64)
+TARGET = Target(name="laptop", threads=1, batch=1, prompt=128, generate=64, huge_pages=True)
 BATCHES = (1, 8)
 STRUCTURE, ALL, SINGLE = "structure", "all", "single"  # curves: shapes alone; with codes and zeros; one method
 PUZZLE, CONTROL, DENSE = "puzzle", "control", "dense"
