@@ -36,9 +36,16 @@ METHODS: dict[str, tuple[str, ...]] = {
     "qat-lora": ("qat-lora",),
     "l4q": ("l4q",),
     "gptq, l4q": ("gptq", "l4q"),
+    "gptq, l4q stay": ("gptq", "l4q stay"),
     "lora, merged, gptq, l4q": ("lora", "gptq", "l4q"),
+    "l4q floats, gptq": ("l4q floats", "gptq"),
 }
 PASSES = ("gptq", "l4q")
+# What follows a pass's name: settings that are not as by default; their rates were chosen on the tuning windows.
+WAYS: dict[str, dict[str, Any]] = {
+    "stay": {"borders": "stay", "lr_steps": 0.06},
+    "floats": {"borders": "none", "lr_steps": 0.06},
+}
 GRIDS, QUICK = ("W3 g64", "W4 g64", "W2 g64"), ("W3 g64",)
 RATES, QUICK_RATES = (3e-3, 1e-2, 3e-2), (1e-2,)
 SEEDS = (0, 1, 2)
@@ -66,7 +73,7 @@ def groups(*, quick: bool) -> Iterator[Cell]:
     """Yield what is to be run, without learning rates and seeds."""
     for grid in QUICK if quick else GRIDS:
         for method, uses in METHODS.items():
-            if all(ready(use) for use in uses if use in PASSES):
+            if all(ready(name) for name, *_ in map(str.split, uses) if name in PASSES):
                 yield Cell(method, "" if method == LORA else grid, QUICK_STEPS if quick else STEPS)
 
 
@@ -134,9 +141,11 @@ def made(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Artifact:
                 make = rivals.expression(use, Grid.of(cell.grid or GRIDS[0]), RANK)
                 artifact = rivals.train(artifact, make, TrainSettings(**given), context)
             else:
+                name, *ways = use.split()
                 settings = {**Grid.of(cell.grid)._asdict(), "again": True}
-                settings |= {**given, "rank": RANK, "loss": "lm"} if use == "l4q" else {}
-                artifact = through(use, settings, artifact, context)
+                settings |= {**given, "rank": RANK, "loss": "lm"} if name == "l4q" else {}
+                settings |= {key: value for way in ways for key, value in WAYS[way].items()}
+                artifact = through(name, settings, artifact, context)
     return artifact
 
 

@@ -7,9 +7,11 @@ Formula: each linear computes with the weight that will be stored, and A, B and 
 
 B starts at 0.  What is trained of a step is its logarithm, so that it stays above 0 and `lr_steps` is a relative
 change.  With `symmetric = false` every group keeps the code that stands for 0 it starts with; with `offset` a group
-also trains a real number that is added.  The loss is the task's, the distance to the dense parent's outputs (KL), or
-both.  With `warm_steps` each block is trained by itself before, W0 and s, towards the output of the dense parent's on
-the same input.
+also trains a real number that is added.  With `borders = "stay"` codes are counted in the first steps s0,
+`Wq = s * round(clamp(Wc / s0))`: a step that starts from codes has no gradient otherwise, for these stand in the middle
+of their cells.  With `borders = "none"` nothing is rounded, `W = s / s0 * Wc`, and floats are left.  The loss is the
+task's, the distance to the dense parent's outputs (KL), or both.  With `warm_steps` each block is trained by itself
+before, W0 and s, towards the output of the dense parent's on the same input.
 
 Papers: Jeon et al. 2024, L4Q: Parameter Efficient Quantization-Aware Fine-Tuning on Large Language Models (arXiv
 2402.04902); the warm start after Chen et al. 2024, EfficientQAT (arXiv 2407.11062).  Masks, codes that stand for 0,
@@ -20,7 +22,9 @@ for neither rounded weights nor their gradients are ever whole.  `kl` and `both`
 Keeps: masks, and every zero under them in the codes; all that is not quantized bit for bit.  Dropout is off.
 Helps: where rounding alone costs quality, the more the fewer the bits; after pruning.  Best on top of the codes of
 `gptq`, with `again = true`: it starts from these.  By itself it starts from rounding to nearest, which a short training
-does not bring to where `gptq` is, and `warm_steps` bring nearer.
+does not bring to where `gptq` is, and `warm_steps` bring nearer.  To learn new text in few steps, `borders = "none"`
+with `lr_steps` some 0.06 and then `gptq`: an update below half a step is lost in rounding to nearest, and what moves
+codes undoes what `gptq` made up for.
 Hurts: nothing to gain at 8 bits; long training with the task's loss on few data leaves the dense model behind; a real
 offset has no place in TensorRT, nor in any kernel of integers alone.
 """
@@ -28,7 +32,7 @@ offset has no place in TensorRT, nor in any kernel of integers alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -66,11 +70,16 @@ class L4Q(_quant.Quantizer):
                 high, a linear has a branch, or an embedding model is to be trained with a loss of its own.
         """
         found = _planned(facts, self.settings)
-        return facts.after(grids={**facts.grids, **found}, trained=facts.trained or bool(found))
+        grids = facts.grids if self.settings.borders == "none" else {**facts.grids, **found}
+        return facts.after(grids=grids, trained=facts.trained or bool(found))
 
     def grids(self, artifact: Artifact) -> dict[str, GridFact]:
         """Return the grid that each linear gets, or got."""
-        return _planned(known.told(artifact).after(grids={}), self.settings)
+        return {} if self.settings.borders == "none" else self._found(artifact)
+
+    def changes(self, artifact: Artifact) -> Collection[str]:
+        """Return the names of the weights that stay floats and are trained."""
+        return {f"{n}.weight" for n in self._found(artifact)} if self.settings.borders == "none" else ()
 
     def resolved(self, artifact: Artifact, context: Context) -> dict[str, GridFact]:
         """Return the grid that each linear is to get, bits chosen where they are open."""
@@ -107,8 +116,14 @@ class L4Q(_quant.Quantizer):
         context.report.record("trainable", trained)
         grids = artifact.new_grids()
         grids.update(run_(artifact, found, self.steps, self.settings, context))
-        self.tell(artifact, context, found)
+        if self.settings.borders == "none":
+            context.report.note("borders = 'none': all weights are floats as before")
+        else:
+            self.tell(artifact, context, found)
         return artifact.after(grids=grids)
+
+    def _found(self, artifact: Artifact) -> dict[str, GridFact]:
+        return _planned(known.told(artifact).after(grids={}), self.settings)
 
 
 def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
@@ -125,6 +140,8 @@ def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
     if settings.offset and not settings.symmetric:
         what = "a group has a real offset or a code that stands for 0, not both"
         raise BadSettings(f"{what}, got symmetric = false; leave one of them out", key="offset")
+    if settings.borders == "none":
+        _check_floats(facts, settings)
     found = _quant.planned(facts, settings)
     _adapter.check_plain(facts, found)
     for name in found:
@@ -135,6 +152,17 @@ def _planned(facts: Facts, settings: L4QSettings) -> dict[str, GridFact]:
             what = f"must be <= {min(facts.shapes[name])}, the rank of {name}, got {settings.rank}"
             raise BadSettings(what, key="rank")
     return _with_offset(found, settings)
+
+
+def _check_floats(facts: Facts, settings: L4QSettings) -> None:
+    """Raise unless floats can be left."""
+    for key in ("offset", "average_bits", "activation", "warm_steps"):
+        if key in settings.model_fields_set:
+            what = f"only where codes are made, got {getattr(settings, key)!r} with borders = 'none'"
+            raise BadSettings(f"{what}; leave it out", key=key)
+    if facts.grids:
+        what = f"{next(iter(facts.grids))} has codes, which floats would replace"
+        raise BadSettings(f"{what}; 'stay' would do", key="borders")
 
 
 def _with_offset(found: Mapping[str, GridFact], settings: L4QSettings) -> dict[str, GridFact]:

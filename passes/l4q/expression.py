@@ -13,10 +13,14 @@ Rounding passes gradients straight through.  With G = dL/dWq and I = (low <= w <
     dL/dA = alpha B^T (M I G)     dL/dB = alpha (M I G) A^T     dL/dx = dL/dy Wq
 
 and dL/dW0 = M I G, which is of the weight's size and made only where W0 takes gradients.
+
+With borders that stay, w = Wc / s0 - beta counts in widths s0 that are not trained, and Wq = (wt + beta) s as before.
+Then dL/ds = sum G (wt + beta) at a fixed beta, and s / s0 multiplies what A, B and W0 get.  Without borders wt = w.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +54,8 @@ class Fixed:
         group_size: inputs that share a step; None = a whole row.
         alpha: the factor of B A.
         gain: the factor of the steps' gradients.
+        counted: s0 `[out, groups]`, where borders between codes stay; None = they move with the steps.
+        rounds: whether there are any borders.
         tile: how many weights are rounded at once, in whole rows.
     """
 
@@ -60,6 +66,8 @@ class Fixed:
     group_size: int | None
     alpha: float
     gain: float = 1.0
+    counted: Tensor | None = None
+    rounds: bool = True
     tile: int = TILE
 
     def rows(self) -> Iterator[slice]:
@@ -70,7 +78,7 @@ class Fixed:
 
     def range_of(self, rows: slice) -> tuple[Any, Any]:
         """Return the lowest and the highest count of steps from 0, numbers or `[rows, groups, 1]`."""
-        low, high = bounds(self.bits)
+        low, high = bounds(self.bits) if self.rounds else (-math.inf, math.inf)
         if self.zero is None:
             return float(low), float(high)
         zero = self.zero[rows].unsqueeze(-1).float()
@@ -90,7 +98,8 @@ class Trained:
 def counts(fixed: Fixed, trained: Trained, rows: slice) -> Tensor:
     """Return wt, the counts of steps from 0, float `[rows, groups, size]`; a shorter last group ends in zeros."""
     low, high = fixed.range_of(rows)
-    return _scaled(fixed, trained, rows).clamp_(low, high).round_()
+    found = _scaled(fixed, trained, rows).clamp_(low, high)
+    return found.round_() if fixed.rounds else found
 
 
 def stretched_(fixed: Fixed, trained: Trained, rows: slice, counted: Tensor) -> Tensor:
@@ -142,16 +151,10 @@ class _Gradients:
     """The gradients of one backward, gathered over the tiles."""
 
     def __init__(
-        self,
-        fixed: Fixed,
-        trained: Trained,
-        x: Tensor,
-        grad: Tensor,
-        dtype: torch.dtype,
-        wants_x: bool,
-        wants_weight: bool,
+        self, fixed: Fixed, trained: Trained, x: Tensor, grad: Tensor, dtype: torch.dtype, *wants: bool
     ) -> None:
         self.fixed, self.given, self.dtype = fixed, trained, dtype
+        wants_x, wants_weight = wants
         self._shape, self._kind = x.shape, x.dtype
         self._read = x.reshape(-1, x.shape[-1]).to(dtype)
         self._grad = grad.reshape(-1, grad.shape[-1]).to(dtype)
@@ -170,26 +173,30 @@ class _Gradients:
     def trained(self) -> tuple[Tensor | None, ...]:
         """Return those of A, B, the logarithms of the steps, and the offsets in steps."""
         steps, gain = widths(self.given.log_steps), self.fixed.gain
-        if self._beta is not None and self.given.beta is not None:
-            self._steps.addcmul_(self.given.beta, self._beta)  # b = beta s moves with s
+        if self._beta is not None:
             self._beta.mul_(steps)
         return self._a, self._b, self._steps.mul_(steps).mul_(gain), self._beta
 
     def add_(self, rows: slice) -> None:
         """Take a tile in."""
         fixed, given = self.fixed, self.given
+        beta = None if given.beta is None else given.beta[rows].unsqueeze(-1)
         counted = _scaled(fixed, given, rows)
         low, high = fixed.range_of(rows)
         rounded = counted.clamp(low, high)
         inside = (rounded == counted).view(torch.uint8)
-        rounded.round_()
+        if fixed.rounds:
+            rounded.round_()
         outer = (self._grad[:, rows].t() @ self._read).to(given.a.dtype)
         grad = _grouped(outer, fixed)
-        self._steps[rows] = counted.mul_(inside).neg_().add_(rounded).mul_(grad).sum(-1)
+        self._steps[rows] = _lever(fixed, counted, beta, inside, rounded).mul_(grad).sum(-1)
         if self._beta is not None:
             self._beta[rows] = torch.mul(grad, 1 - inside, out=counted).sum(-1)
         del counted
-        update = flat(fixed, grad.mul_(inside))
+        grad.mul_(inside)
+        if fixed.counted is not None:
+            grad.mul_((widths(given.log_steps[rows]) / fixed.counted[rows]).unsqueeze(-1))
+        update = flat(fixed, grad)
         if fixed.mask is not None:
             update = update.mul_(fixed.mask[rows].view(torch.uint8))
         if self.weight is not None:
@@ -210,8 +217,18 @@ def _scaled(fixed: Fixed, trained: Trained, rows: slice) -> Tensor:
     whole = torch.addmm(fixed.weight[rows].to(a.dtype), b, a, alpha=fixed.alpha)
     if fixed.mask is not None:
         whole.mul_(fixed.mask[rows].view(torch.uint8))  # bytes multiply 6 times faster than bools
-    found = _grouped(whole, fixed).div_(widths(trained.log_steps[rows]).unsqueeze(-1))
+    steps = widths(trained.log_steps[rows]) if fixed.counted is None else fixed.counted[rows]
+    found = _grouped(whole, fixed).div_(steps.unsqueeze(-1))
     return found if trained.beta is None else found.sub_(trained.beta[rows].unsqueeze(-1))
+
+
+def _lever(fixed: Fixed, counted: Tensor, beta: Tensor | None, inside: Tensor, rounded: Tensor) -> Tensor:
+    """Return by how much each rounded weight grows with its step, at a fixed beta, in the memory of w."""
+    if fixed.counted is not None:
+        found = counted.copy_(rounded)
+    else:
+        found = (counted if beta is None else counted.add_(beta)).mul_(inside).neg_().add_(rounded)
+    return found if beta is None else found.add_(beta)
 
 
 def _grouped(tile: Tensor, fixed: Fixed) -> Tensor:

@@ -14,6 +14,7 @@ from passes import _adapter
 from passes._quant import Steps
 from passes.l4q import expression
 from passes.l4q.expression import Fixed, Trained, widths
+from passes.l4q.settings import Borders
 
 
 class Rounded(nn.Module):
@@ -30,12 +31,14 @@ class Rounded(nn.Module):
         alpha: the factor of B A.
         seed: of A.
         scale_gradients: whether the steps' gradients are scaled as in LSQ.
+        borders: whether those between codes move with the steps, stay where the first steps have them, or are none.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     mask: Tensor | None
     zero: Tensor | None
+    counted: Tensor | None
     lora_offset: nn.Parameter | None
 
     def __init__(
@@ -49,6 +52,7 @@ class Rounded(nn.Module):
         alpha: float,
         seed: int,
         scale_gradients: bool = False,
+        borders: Borders = "move",
     ) -> None:
         super().__init__()
         self.fact, self.alpha = fact, alpha
@@ -62,6 +66,9 @@ class Rounded(nn.Module):
         a, b = _adapter.initial(layer.out_features, layer.in_features, rank, seed, multiplicative=False)
         self.lora_a, self.lora_b = (nn.Parameter(t.to(device, precision)) for t in (a, b))
         self.lora_steps = nn.Parameter(_logarithm(steps.scale.to(device, precision)))
+        first = None if borders == "move" else widths(self.lora_steps.detach())
+        self.register_buffer("counted", first, persistent=False)
+        self.rounds = borders != "none"
         self.lora_offset = nn.Parameter(torch.zeros_like(self.lora_steps)) if fact.offset else None
         size = fact.group_size or layer.in_features
         self.gain = 1 / math.sqrt(size * bounds(fact.bits)[1]) if scale_gradients else 1.0
@@ -93,10 +100,18 @@ class Rounded(nn.Module):
         )
 
     @torch.no_grad()
-    def merge(self) -> tuple[nn.Linear, Grid]:
-        """Return the plain linear with what the codes stand for in its weight, and the codes."""
-        grid = self.grid()
-        self.weight.copy_(grid.dequantized())
+    def stretched(self) -> Tensor:
+        """Return the weight `[out, in]` that `forward` computes with."""
+        fixed, trained = self._fixed(), self._trained()
+        tiles = (expression.counts(fixed, trained, rows) for rows in fixed.rows())
+        made = (expression.stretched_(fixed, trained, rows, t) for rows, t in zip(fixed.rows(), tiles, strict=True))
+        return torch.cat(list(made))
+
+    @torch.no_grad()
+    def merge(self) -> tuple[nn.Linear, Grid | None]:
+        """Return the plain linear with what the codes stand for in its weight, and the codes, if there are any."""
+        grid = self.grid() if self.rounds else None
+        self.weight.copy_(self.stretched() if grid is None else grid.dequantized())
         return _adapter.plain(self.weight, self.bias), grid
 
     def _fixed(self) -> Fixed:
@@ -108,6 +123,8 @@ class Rounded(nn.Module):
             group_size=self.fact.group_size,
             alpha=self.alpha,
             gain=self.gain,
+            counted=self.counted,
+            rounds=self.rounds,
         )
 
     def _trained(self) -> Trained:
@@ -115,12 +132,14 @@ class Rounded(nn.Module):
 
 
 def merge_(model: nn.Module) -> dict[str, Grid]:
-    """Turn every rounded linear below the module into a plain one and return their grids by name."""
+    """Turn every rounded linear below the module into a plain one and return the grids of those that have one."""
     found = {n: m for n, m in model.named_modules() if isinstance(m, Rounded)}
     grids = {}
     for name, module in found.items():
-        layer, grids[name] = module.merge()
+        layer, grid = module.merge()
         tree.replace_(model, name, layer)
+        if grid is not None:
+            grids[name] = grid
     return grids
 
 

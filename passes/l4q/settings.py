@@ -9,6 +9,8 @@ from pydantic import Field
 from passes._quant import QuantSettings
 from passes._train import Objective, TaskSettings
 
+Borders = Literal["move", "stay", "none"]  # between codes
+
 
 class L4QSettings(QuantSettings, TaskSettings):
     """Settings of L4Q."""
@@ -22,6 +24,12 @@ class L4QSettings(QuantSettings, TaskSettings):
     scale_gradients: bool = Field(
         False,
         description="whether a step's gradient is divided by sqrt(weights in its group * highest code), as in LSQ",
+    )
+    borders: Borders = Field(
+        "move",
+        description="where weights change their codes: 'move' = with the trained steps, as published; 'stay' = where "
+        "the first steps have them, so that a trained step stretches what its codes stand for; 'none' = nowhere: "
+        "steps stretch floats, and floats are left for a quantizer that makes up for what rounding loses",
     )
     offset: bool = Field(
         False, description="whether each group also trains a real offset, which few engines take; not under masks"

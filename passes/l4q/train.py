@@ -130,6 +130,7 @@ def attach_(
             alpha=settings.scale,
             seed=_adapter.seed_of(name, seed),
             scale_gradients=settings.scale_gradients,
+            borders=settings.borders,
         )
         tree.replace_(artifact.model, name, made[name])
     return made

@@ -37,6 +37,15 @@ def test_every_method_of_the_tables_is_a_pass_with_such_settings() -> None:
             assert found(**settings).model_fields_set == settings.keys(), use
 
 
+def test_every_training_of_the_tables_is_of_a_rival_or_a_pass_with_such_settings() -> None:
+    for use in {use for uses in trained.METHODS.values() for use in uses}:
+        name, *ways = use.split()
+        assert (name in rivals.NAMES) != (name in trained.PASSES)
+        for way in ways:
+            found = registry.load("passes", name, Pass).Settings
+            assert found(**trained.WAYS[way]).model_fields_set == trained.WAYS[way].keys()
+
+
 def test_a_model_does_not_diverge_from_itself_and_does_from_another(tiny: Callable[..., Artifact]) -> None:
     one, other = tiny("llama").model, tiny("llama").model
     windows = torch.arange(32).view(2, 16) % 20

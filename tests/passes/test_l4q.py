@@ -31,6 +31,7 @@ from passes._adapter import Adapter
 from passes.l4q import L4Q, expression
 from passes.l4q.expression import Fixed, Trained
 from passes.l4q.linear import Rounded
+from passes.l4q.settings import Borders
 from tests.conftest import CAUSAL, ENCODERS, branched, lively
 
 OUT, IN, RANK, TOKENS = 9, 21, 3, 13
@@ -64,8 +65,11 @@ def explicit(fixed: Fixed, trained: Trained) -> Tensor:
         zero = spread(fixed.zero.double(), inputs, fixed.group_size)
         low, high = low - zero, high - zero
     scaled = (merged - offset) / steps
+    if fixed.counted is not None:
+        beta = 0 if trained.beta is None else spread(trained.beta, inputs, fixed.group_size)
+        scaled = merged / spread(fixed.counted, inputs, fixed.group_size) - beta
     clamped = torch.where(scaled < low, low.double(), torch.where(scaled > high, high.double(), scaled))
-    rounded: Tensor = _Straight.apply(clamped)  # type: ignore[no-untyped-call]
+    rounded: Tensor = _Straight.apply(clamped) if fixed.rounds else scaled  # type: ignore[no-untyped-call]
     return rounded * steps + offset
 
 
@@ -84,7 +88,8 @@ class Case:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=random, dtype=torch.float64)
 
-        options = {"bits": 3, "group_size": 8, "masked": False, "zeros": False, "offset": False, "tile": 50} | given
+        options = {"bits": 3, "group_size": 8, "tile": 50}
+        options |= dict.fromkeys(("masked", "zeros", "offset", "stay"), False) | {"rounds": True} | given
         size = options["group_size"]
         count = -(-IN // size) if size else 1
         mask = torch.rand(OUT, IN, generator=random) < 0.5 if options["masked"] else None
@@ -97,6 +102,8 @@ class Case:
             bits=options["bits"],
             group_size=size,
             alpha=0.7,
+            counted=(0.25 * normal(OUT, count) - 1.2).exp() if options["stay"] else None,
+            rounds=bool(options["rounds"]),
             tile=options["tile"],
         )
         steps = (0.25 * normal(OUT, count) - 1.2).requires_grad_()
@@ -119,6 +126,8 @@ class Case:
 KINDS: list[dict[str, Any]] = [
     {}, {"masked": True}, {"zeros": True}, {"masked": True, "zeros": True}, {"offset": True}, {"group_size": None},
     {"group_size": 7, "bits": 2}, {"group_size": IN, "bits": 4}, {"bits": 8, "zeros": True, "group_size": 5},
+    {"stay": True, "masked": True}, {"stay": True, "offset": True}, {"stay": True, "zeros": True, "group_size": 7},
+    {"stay": True, "masked": True, "group_size": None, "bits": 4, "rounds": False},
 ]  # fmt: skip
 
 
@@ -156,9 +165,10 @@ def test_gradients_are_those_of_the_surrogate_by_finite_differences() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("stay", [False, True])
 @pytest.mark.parametrize("tile", [1, IN, 2 * IN + 1, 10**6])
-def test_tiles_change_nothing(tile: int) -> None:
-    case = Case.of(masked=True, zeros=True)
+def test_tiles_change_nothing(tile: int, stay: bool) -> None:
+    case = Case.of(masked=True, zeros=True, stay=stay)
     whole = case.ours(tile=OUT * IN)
     torch.testing.assert_close(case.ours(tile=tile), whole, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(case.gradients(case.ours(tile=tile)), case.gradients(whole), rtol=1e-12, atol=1e-12)
@@ -192,7 +202,9 @@ def test_span_clips_nothing_and_rounds_within_half_a_step(seed: int, bits: int, 
     assert torch.equal(grid.codes, rounded.codes)
 
 
-@pytest.mark.parametrize("kind", [{}, {"zeros": True}, {"masked": True}, {"offset": True}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"zeros": True}, {"masked": True}, {"offset": True}, {"borders": "stay"}], ids=str
+)
 @pytest.mark.parametrize("size", [None, 8, 7])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_codes_stand_for_the_weight_that_trained_to_the_last_bit(bits: int, size: int | None, kind: Any) -> None:
@@ -201,14 +213,15 @@ def test_codes_stand_for_the_weight_that_trained_to_the_last_bit(bits: int, size
     x = torch.randn(TOKENS, IN)
     before = made(x)
     layer, grid = made.merge()
+    assert grid is not None
     assert torch.equal(grid.dequantized(), used)
     assert torch.equal(layer.weight, used)
     assert type(layer) is nn.Linear
     torch.testing.assert_close(layer(x), before)
     grid.check("it", layer.weight, made.mask)
     if not kind.get("offset"):  # the one rounding rule of the house
-        steps = _quant.Steps(grid.scale, grid.zero)
-        assert torch.equal(_quant.codes(whole, steps, made.fact), grid.codes)
+        counted = grid.scale if made.counted is None else made.counted
+        assert torch.equal(_quant.codes(whole, _quant.Steps(counted, grid.zero), made.fact), grid.codes)
 
 
 def test_the_first_step_moves_b_and_neither_a_nor_an_offset() -> None:
@@ -302,6 +315,26 @@ def test_weights_that_take_gradients_get_those_of_the_explicit_graph(kind: dict[
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+def test_a_step_from_codes_has_a_gradient_where_borders_stay_alone() -> None:
+    both: tuple[Borders, ...] = ("move", "stay")
+    made = trained_linear(3, 8).grid()
+    layer = plain(0)
+    layer.weight.data = made.dequantized()
+    steps = _quant.Steps(made.scale, made.zero)
+    found: dict[str, Tensor] = {}
+    for borders in both:
+        again = Rounded(copy.deepcopy(layer), None, made.fact, steps, rank=RANK, alpha=2.0, seed=0, borders=borders)
+        again(torch.ones(TOKENS, IN)).sum().backward()
+        assert torch.equal(again.grid().codes, made.codes)
+        assert again.lora_steps.grad is not None
+        found[borders] = again.lora_steps.grad
+        again.lora_steps.data += 0.3
+        assert torch.equal(again.grid().codes, made.codes) == (borders == "stay")
+    levels = torch.stack([g.sum(1) for g in torch.split(made.codes.float(), 8, dim=1)], 1)
+    torch.testing.assert_close(found["stay"], TOKENS * levels * made.scale, rtol=1e-4, atol=1e-4)
+    assert found["move"].abs().max() < 1e-3 * found["stay"].abs().max()
+
+
 def test_gain_scales_the_gradients_of_steps_alone() -> None:
     case = Case.of()
     one, other = case.gradients(case.ours()), case.gradients(case.ours(gain=0.25))
@@ -317,7 +350,13 @@ def plain(seed: int) -> nn.Linear:
 
 
 def trained_linear(
-    bits: int, size: int | None, *, zeros: bool = False, masked: bool = False, offset: bool = False
+    bits: int,
+    size: int | None,
+    *,
+    zeros: bool = False,
+    masked: bool = False,
+    offset: bool = False,
+    borders: Borders = "move",
 ) -> Rounded:
     """A rounded linear whose numbers all moved, so that some weights are clipped."""
     torch.manual_seed(bits)
@@ -327,7 +366,7 @@ def trained_linear(
         _masks.apply_(layer.weight, mask)
     fact = GridFact(bits=bits, group_size=size, zero=zeros, offset=offset)
     steps = _quant.span(layer.weight.detach(), fact)
-    made = Rounded(layer, mask, fact, steps, rank=RANK, alpha=0.5, seed=0)
+    made = Rounded(layer, mask, fact, steps, rank=RANK, alpha=0.5, seed=0, borders=borders)
     for name, parameter in made.named_parameters():
         if name.startswith("lora_"):
             parameter.data += 0.2 * torch.randn_like(parameter)
@@ -505,6 +544,30 @@ def test_codes_from_before_are_where_it_starts(bench: Callable[..., Bench]) -> N
     other.ensures(first, narrower)
 
 
+def test_without_borders_floats_are_trained_and_left(bench: Callable[..., Bench]) -> None:
+    b = bench(pattern="2:4")
+    same = b.run(borders="none", lr=1e-12, lr_steps=1e-12)
+    after = b.run(borders="none", loss="lm", steps=30)
+    curve = [value for _, value, _ in b.report.measured["loss"]][-30:]
+    assert sum(curve[-4:]) < sum(curve[:4])
+    assert not after.grids
+    for name, linear in tree.block_linears(after.model).items():
+        old = b.before.model.get_parameter(f"{name}.weight")
+        torch.testing.assert_close(same.model.get_parameter(f"{name}.weight"), old, rtol=1e-5, atol=1e-7)
+        assert not linear.weight[~b.before.masks[name]].any()
+        assert not torch.equal(linear.weight, old)
+
+
+def test_chained_floats_codes_and_codes_again(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.before = b.run(borders="none")
+    b.before = b.run(borders="stay")
+    after = b.run(borders="stay", again=True, lr=1e-9)
+    assert all(torch.equal(after.grids[n].codes, g.codes) for n, g in b.before.grids.items())
+    with pytest.raises(BadSettings, match="which floats would replace"):
+        b.run(borders="none", again=True)
+
+
 def _new(folder: Path) -> Path:
     made = folder / f"again-{len(list(folder.iterdir()))}"
     made.mkdir()
@@ -519,6 +582,7 @@ def _new(folder: Path) -> Path:
         ("llama", None, {"rank": 17}, "rank", "<= 16"),
         ("llama", None, {"group_size": 33}, "group_size", "fewer than a group"),
         ("llama", None, {"activation": "dynamic"}, "activation", "8 bits"),
+        ("llama", None, {"borders": "none", "warm_steps": 2}, "warm_steps", "only where codes are made"),
         ("embedding", None, {"loss": "lm"}, "loss", "'kl' would do"),
         ("branched", None, {}, "exclude", "low-rank branch"),
     ],
