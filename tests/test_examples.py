@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -32,7 +33,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_without_fault_and_has_a_plan(path: Path, package: Path, tmp_path: Path) -> None:
     """With shapes of the real encoder; planning reads no weights."""
-    shapes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+    shapes: dict[str, Any] = {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+    }
     transformers.BertConfig(**shapes).save_pretrained(package)
     opened = settings.read(path)
     steps = pipeline.plan(opened, folder=tmp_path / "run")

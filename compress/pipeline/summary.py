@@ -202,7 +202,7 @@ def _quality(found: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
     data = runner.pipeline.data["evaluation"]
     dense = f"; dense: the model after {runner.dense.name}" if runner.pipeline.dense else ""
     quality = {
-        "data": f"{data.source}, {data.windows} windows of {data.length} tokens{dense}",
+        "data": f"{data.source}, {data.windows or 'all'} windows of {data.length} tokens{dense}",
         "dense": (child["parent"] or child)["metrics"],
         "compressed": child["metrics"] if child["parent"] else [],
         "delta": child["deltas"],

@@ -31,7 +31,7 @@ from compress.errors import BadData
         ("pass", None),
         ("...", None),
         ("'''What it does.'''", None),
-        ("'''What it does.'''\n    raise NotImplementedError", None),
+        ("'''What it does.'''\n    raise TypeError", None),
         ("'''What it does.'''\n    self.close()", "nothing"),
     ],
 )
