@@ -80,12 +80,12 @@ def test_a_text_stands_once_and_on_the_training_side_first() -> None:
 
 @pytest.mark.usefixtures("anew")
 def test_the_library_gives_enough_of_both_classes_and_nothing_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every fourth module, which parse in a second or two."""
-    fourth = corpora._modules()[::4]
-    monkeypatch.setattr(corpora, "_modules", lambda: fourth)
+    """Of every third module, which parse in two seconds or three."""
+    third = corpora._modules()[1::3]
+    monkeypatch.setattr(corpora, "_modules", lambda: third)
     monkeypatch.setattr(corpora, "_source", corpora._source.__wrapped__)
     train, heldout = (list(corpora.rows("python-returns", split)) for split in corpora.SPLITS)
-    assert len(train) > 800
+    assert len(train) > 1000
     assert len(heldout) > 50
     for side in (train, heldout):
         counts = Counter(columns["label"] for _, columns in side)
