@@ -21,10 +21,10 @@ Cost: three large products a linear and step where LoRA has two, beside rounding
 for neither rounded weights nor their gradients are ever whole.  `kl` and `both` hold the dense parent too.
 Keeps: masks, and every zero under them in the codes; all that is not quantized bit for bit.  Dropout is off.
 Helps: where rounding alone costs quality, the more the fewer the bits; after pruning.  Best on top of the codes of
-`gptq`, with `again = true`: it starts from these.  By itself it starts from rounding to nearest, which a short training
-does not bring to where `gptq` is, and `warm_steps` bring nearer.  To learn new text in few steps, `borders = "none"`
-with `lr_steps` some 0.06 and then `gptq`: an update below half a step is lost in rounding to nearest, and what moves
-codes undoes what `gptq` made up for.
+`gptq`, with `again = true`, `borders = "stay"` and `lr_steps` some 0.06.  By itself it starts from rounding to nearest,
+which a short training does not bring to where `gptq` is, and `warm_steps` bring nearer.  To learn new text in few steps
+also `borders = "none"` with such `lr_steps`, and `gptq` after it: in codes an update below half a step is lost, and
+what moves a code undoes what `gptq` made up for, the more the fewer the bits.
 Hurts: nothing to gain at 8 bits; long training with the task's loss on few data leaves the dense model behind; a real
 offset has no place in TensorRT, nor in any kernel of integers alone.
 """
