@@ -79,7 +79,7 @@ def _trained(rows: Rows, grid: str) -> list[str]:
             same = trained.best(rows, trained.Cell(method, "" if method == trained.LORA else grid, steps))
             if same:
                 found[method, steps] = same
-    if not any(method == "l4q" for method, _ in found):
+    if not any(method in trained.OWN for method, _ in found):
         return []
 
     def losses(same: list[Row]) -> list[float]:
@@ -93,11 +93,13 @@ def _trained(rows: Rows, grid: str) -> list[str]:
         yield str(len(same))
         yield f"{_score.perplexity(losses(same)):.4f}"
         yield f"{min(each):.4f} … {max(each):.4f}" if len(each) > 1 else ""
-        beside = interval(_score.difference(losses(found["l4q", steps]), losses(same)), 4) if name != "l4q" else ""
-        yield beside
+        for own in trained.OWN:
+            there = found.get((own, steps)) if own != name else None
+            yield interval(_score.difference(losses(there), losses(same)), 4) if there else ""
 
     order = sorted(found.items(), key=lambda item: sum(losses(item[1])))
-    head = "trained: | steps | lr | seeds | perplexity | over seeds | L4Q minus it (95 %)"
+    beside = " | ".join(f"`{own}` minus it (95 %)" for own in trained.OWN)
+    head = f"trained: | steps | lr | seeds | perplexity | over seeds | {beside}"
     lines = (line(name, steps, same) for (name, steps), same in order)
     return [f"\n## {grid}, trained\n", *table(head, lines)]
 

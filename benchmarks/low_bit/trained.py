@@ -40,6 +40,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "lora, merged, gptq, l4q": ("lora", "gptq", "l4q"),
     "l4q floats, gptq": ("l4q floats", "gptq"),
 }
+OWN = ("l4q", "gptq, l4q stay", "l4q floats, gptq")  # that all others stand beside
 PASSES = ("gptq", "l4q")
 # What follows a pass's name: settings that are not as by default; their rates were chosen on the tuning windows.
 WAYS: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "floats": {"borders": "none", "lr_steps": 0.06},
 }
 GRIDS, QUICK = ("W3 g64", "W4 g64", "W2 g64"), ("W3 g64",)
-RATES, QUICK_RATES = (3e-3, 1e-2, 3e-2), (1e-2,)
+RATES, QUICK_RATES = (1e-3, 3e-3, 1e-2), (1e-2,)
 SEEDS = (0, 1, 2)
 STEPS, QUICK_STEPS, BATCH, RANK = 128, 24, 8, 8
 

@@ -112,14 +112,14 @@ class Puzzle(Pass):
         _sensitivity.check(given.score, facts.task)
         self._check_scores()
         self._check_budget(facts)
-        pieces.space_of(facts, given)
+        self._variants(facts)
         solving.solver_of(given.solver)
         return facts.after(plan=offered.bounds(facts, given), library=False, open=True)
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost: half a forward of the windows for each option, by a core of 3e10 products a second."""
         given = self.settings
-        options = len(pieces.space_of(facts, given)) + 2 * facts.blocks * (len(given.precisions) + len(given.patterns))
+        options = self._variants(facts) + 2 * facts.blocks * (len(given.precisions) + len(given.patterns))
         weights = sum(out * inputs for out, inputs in facts.shapes.values())
         head = facts.head[1][0] * facts.head[1][1] if facts.head else 0
         tokens, width = given.windows * _LENGTH, min(inputs for _, inputs in facts.shapes.values())
@@ -132,7 +132,7 @@ class Puzzle(Pass):
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Score the options, or read their scores; choose; put what was chosen into the model."""
-        given, facts = self.settings, context.facts or facts_of(artifact)
+        given, facts = states.opened(self.settings, artifact), context.facts or facts_of(artifact)
         target = next(iter(context.targets.values()), Target())
         limits, parent = budgets.parse(given.budget), _library.digest(artifact)
         kept = scoring.kept_in(artifact, parent, given, context)
@@ -161,7 +161,16 @@ class Puzzle(Pass):
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check shapes, the library's tensors in their places, all else as it was, masks, and the plan."""
-        checking.check(before, after, self.settings)
+        checking.check(before, after, states.opened(self.settings, before))
+
+    def _variants(self, facts: Facts) -> int:
+        """Return how many variants there are; defaults are not judged where the library will tell its own."""
+        try:
+            return len(pieces.space_of(facts, self.settings))
+        except BadSettings:
+            if facts.library and not {"attention", "ffn"} <= self.settings.model_fields_set:
+                return 0
+            raise
 
     def _check_unaimed(self) -> None:
         """Raise where the budget is about a request, which only a target tells."""

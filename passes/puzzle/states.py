@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from compress.artifact import Artifact
 from compress.context import Context
+from compress.contracts import PassSettings
 from compress.errors import BadModel
 from passes import _library
 from passes._library import Library, SpaceSettings, State, Variant
 from passes.puzzle.pieces import Pieces
+from passes.puzzle.settings import PuzzleSettings
 
 _SHOWN = 4  # of what a library lacks
 
@@ -41,6 +43,16 @@ class Begun(Mapping[str, State]):
 
     def __len__(self) -> int:
         return len(self._variants)
+
+
+def opened(settings: PuzzleSettings, artifact: Artifact) -> PuzzleSettings:
+    """Return settings whose space, as far as they leave it open, is that of the library that came with the model."""
+    if artifact.library is None:
+        return settings
+    told = Library(artifact.library).card["space"]
+    space = SpaceSettings.model_fields.keys() - PassSettings.model_fields.keys()
+    unsaid = (space - settings.model_fields_set) & told.keys()
+    return settings.model_copy(update={k: tuple(v) if isinstance(v := told[k], list) else v for k in unsaid})
 
 
 def states_of(

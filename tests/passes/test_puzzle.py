@@ -335,6 +335,30 @@ def test_a_foreign_library_is_refused(tiny: Tiny, living: Tiny, library: Library
         puzzle(ffn=("parent", "25%")).run(living().after(library=library.folder), context_of())
 
 
+def test_the_space_is_the_librarys_where_it_is_not_said(
+    living: Tiny, source: Source, context_of: Contexts, tmp_path: Path
+) -> None:
+    space = {"attention": ["parent"], "ffn": ["parent", "25%"], "multiple": 1}
+    artifact, made = living(), Library(tmp_path / "library")
+    made.seal(_library.digest(artifact), {"calibration": source.digest}, space)
+    told = puzzle(**space).settings
+    (tmp_path / "gathering").mkdir()
+    begun = [v for v in variants(facts_of(artifact), told) if not v.parent]
+    worth = _library.statistics(
+        artifact, begun, told, Context(folder=tmp_path / "gathering", data={"calibration": source})
+    )
+    for variant in begun:
+        made.add(variant, _library.initial(artifact, variant, worth[variant.block]), {})
+    few = {k: v for k, v in FEW.items() if k not in space}
+    plugin = type(puzzle())(type(puzzle()).Settings(**few, budget={"weights_mib": "0.8x"}))
+    before = living().after(library=made.folder)
+    plugin.plan(facts_of(before).after(library=True))
+    after = plugin.run(living().after(library=made.folder), context_of())
+    plugin.ensures(before, after)
+    assert {b.ffn for b in tree.layout(after.model)} <= {v.config.ffn for v in variants(facts_of(artifact), told)}
+    assert tree.layout(after.model) != tree.layout(before.model)
+
+
 # What it promises.
 
 
