@@ -3,8 +3,10 @@
     python -m benchmarks.profiles.run --out benchmarks/profiles/results.json
     python -m benchmarks.profiles.run --quick                 # a minute, to see that it works
 
+A killed run goes on where its profiles were; `--profile` elsewhere begins anew.
+
 A profile is taken of all parts; whole models of one seed fit what sums of parts miss, and whole models of another seed,
-none of them among the first, are predicted and then measured, twice each.  A line through the operations, or the
+none of them among the first, are predicted and then measured, four times each.  A line through the operations, or the
 parameters, of the first set predicts the second likewise.  Then all parts are taken anew, into a second profile, which
 has to agree with the first within what both state: the spread of each part, and how far the machine strays.
 """
@@ -32,6 +34,7 @@ from profiles.measure import Measure
 from profiles.roofline import operations
 
 FIT_SEED, TEST_SEED = 0, 1
+TAKES = 4  # of each predicted model: what a machine shared with strangers does to one take is not the profile's error
 MEDIAN, WORST, TAU = 0.03, 0.10, 0.9  # what predictions are to reach
 FULL: dict[str, Any] = {
     "model": "demo", "target": Target(prompt=32, generate=32, huge_pages=True),
@@ -89,7 +92,7 @@ def judge(profile: Profile, models: Sequence[tuple[Choice, ...]], takes: Sequenc
     rows: dict[str, Any] = {}
     for key in takes[0][0]:
         phase, batch, length = key
-        truth = [float(np.mean([take[i][key] for take in takes])) for i in range(len(models))]
+        truth = [float(np.median([take[i][key] for take in takes])) for i in range(len(models))]
         target = Target(batch=batch, prompt=length, generate=1)
         predicted = [profile.predict(m, profile.base, target)[f"{phase}_ms"] for m in models]
         row = {"profile": errors([p.ms for p in predicted], truth)}
@@ -163,10 +166,9 @@ def main() -> None:
     seen = set(_planning.wholes(plan, wanted.models, FIT_SEED))
     models = [m for m in _planning.wholes(plan, 10 * args.models, TEST_SEED) if m not in seen][: args.models]
     assert isinstance(profile, Profile)
-    takes = [measured(wanted, profile, models) for _ in range(2)]
+    takes = [measured(wanted, profile, models) for _ in range(2 if args.quick else TAKES)]
     rows = judge(profile, models, takes)
     second = args.profile.with_suffix(".second.json")
-    second.unlink(missing_ok=True)
     Measure().take(dataclasses.replace(wanted, models=0), second, report)
     agreed = agreement(profile, read(second))
     for line in lines(rows, agreed):
