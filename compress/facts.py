@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Task = Literal["causal-lm", "classification", "regression", "embedding"]
+Format = Literal["int", "fp8"]
+
+
+def said(bits: int | str, format_: Format) -> str:
+    """Return in words what codes are: `4 bits`, `8 bits (fp8)`."""
+    return f"{bits} bits{'' if format_ == 'int' else f' ({format_})'}"
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class GridFact:
         zero: whether groups have a code of their own that stands for 0 (asymmetric).
         offset: whether groups have a real offset.
         activation: what the linear is meant to read: floats (`none`), or integers of 8 bits (`dynamic`).
+        format: what a code is: an integer, or a float of 8 bits (`fp8`: E4M3 without infinities).
         others: what it may turn out to be instead, where the pass chooses when it runs.
     """
 
@@ -36,6 +43,7 @@ class GridFact:
     zero: bool = False
     offset: bool = False
     activation: Literal["none", "dynamic"] = "none"
+    format: Format = "int"
     others: tuple[GridFact, ...] = ()
 
     @property
@@ -45,9 +53,9 @@ class GridFact:
 
     @property
     def told(self) -> str:
-        """The bits in words: `4 bits`, `2 or 4 bits`."""
+        """The bits in words: `4 bits`, `2 or 4 bits`, `8 bits (fp8)`."""
         *first, last = sorted({str(p.bits) for p in self.possible})
-        return f"{', '.join(first)} or {last} bits" if first else f"{last} bits"
+        return said(f"{', '.join(first)} or {last}" if first else last, self.format)
 
 
 @dataclass(frozen=True, kw_only=True)

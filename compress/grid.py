@@ -1,12 +1,14 @@
-"""The grid of a quantized linear: integer codes and what they stand for, which exporters pack as they are.
+"""The grid of a quantized linear: codes and what they stand for, which exporters pack as they are.
 
 A weight is `scale * (code - zero)`, or `scale * code + offset`, with one scale (and zero, and offset) for every
-`group_size` neighbours along the inputs, the last group of a row being shorter where they do not divide it.
+`group_size` neighbours along the inputs, the last group of a row being shorter where they do not divide it.  Codes are
+integers, or floats of 8 bits (E4M3 without infinities: 1 bit of sign, 4 of exponent, 3 of mantissa), which only scale.
 `compress/grids.py` keeps grids on disk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.errors import BrokenPromise
-from compress.facts import GridFact
+from compress.facts import Format, GridFact
 
 Activation = Literal["none", "dynamic"]
 BITS = (2, 3, 4, 8)
+DTYPES: Mapping[Format, torch.dtype] = {"int": torch.int8, "fp8": torch.float8_e4m3fn}  # of codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class Grid:
     Attributes:
         bits: of a code: 2, 3, 4 or 8.
         group_size: inputs that share a scale; None = a whole row.
-        codes: int8 `[out, in]`, from -2^(bits-1) to 2^(bits-1) - 1.
+        codes: int8 `[out, in]`, from -2^(bits-1) to 2^(bits-1) - 1; or float8_e4m3fn, then of 8 bits, symmetric and
+            beside inputs that stay floats.
         scale: float32 `[out, groups]`, above 0.
         zero: int8 `[out, groups]`, the code that stands for 0; None = 0 (symmetric).
         offset: float32 `[out, groups]`, added to the weight; None = none.  Never together with `zero`.
@@ -50,8 +54,9 @@ class Grid:
         """Raise `ValueError` unless this is a grid."""
         if self.bits not in BITS:
             raise ValueError(f"codes of {self.bits} bits; there are grids of {', '.join(map(str, BITS))}")
-        if self.codes.dtype != torch.int8 or self.codes.dim() != 2:
-            raise ValueError(f"codes must be int8 [out, in], got {self.codes.dtype} {list(self.codes.shape)}")
+        if self.codes.dtype not in DTYPES.values() or self.codes.dim() != 2:
+            what = f"{self.codes.dtype} {list(self.codes.shape)}"
+            raise ValueError(f"codes must be int8 [out, in], or float8_e4m3fn, got {what}")
         if self.group_size is not None and not 0 < self.group_size <= self.codes.shape[1]:
             raise ValueError(f"group_size {self.group_size} does not fit {self.codes.shape[1]} inputs")
         if self.zero is not None and self.offset is not None:
@@ -67,10 +72,19 @@ class Grid:
             raise ValueError("every scale must be finite and above 0")
         if self.offset is not None and not bool(self.offset.isfinite().all()):
             raise ValueError("every offset must be finite")
+        if self.codes.dtype != torch.int8:
+            self._check_floats()
+            return
         low, high = bounds(self.bits)
         for name, given in (("code", self.codes), ("zero", self.zero)):
             if given is not None and given.numel() and not low <= int(given.min()) <= int(given.max()) <= high:
                 raise ValueError(f"every {name} of {self.bits} bits must be from {low} to {high}")
+
+    def _check_floats(self) -> None:
+        if self.bits != 8 or self.zero is not None or self.offset is not None or self.activation != "none":
+            raise ValueError("codes that are floats have 8 bits, no zero, no offset, and beside them inputs are floats")
+        if bool(self.codes.float().isnan().any()):
+            raise ValueError("every code must be a number")
 
     @property
     def fact(self) -> GridFact:
@@ -81,6 +95,7 @@ class Grid:
             zero=self.zero is not None,
             offset=self.offset is not None,
             activation=self.activation,
+            format=next(f for f, dtype in DTYPES.items() if dtype == self.codes.dtype),
         )
 
     def dequantized(self) -> Tensor:
@@ -118,7 +133,7 @@ class Grid:
 
 
 def bounds(bits: int) -> tuple[int, int]:
-    """Return the lowest and the highest code."""
+    """Return the lowest and the highest code that is an integer."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 

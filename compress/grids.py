@@ -1,4 +1,4 @@
-"""Grids on disk: codes packed to as many bits as they have, one grid read at a time when it is asked for."""
+"""Grids on disk: codes packed to as many bits as they have (floats as they are), one grid read when it is asked for."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def card(grid: Grid) -> dict[str, Any]:
         "group_size": grid.group_size,
         "shape": list(grid.codes.shape),
         "activation": grid.activation,
+        "format": grid.fact.format,
     }
 
 
@@ -90,18 +91,24 @@ def write(path: Path, grids: Mapping[str, Grid]) -> None:
         rows, inputs = grid.codes.shape
         for part, tensor in grid.tensors.items():
             layouts[f"{name}.{part}"] = Layout(tensor.dtype, tuple(tensor.shape))
-        layouts[f"{name}.codes"] = Layout(torch.uint8, (rows, -(-inputs * grid.bits // 8)))
+        kept = torch.uint8 if _packs(grid) else grid.codes.dtype
+        layouts[f"{name}.codes"] = Layout(kept, (rows, -(-inputs * grid.bits // 8)))
 
     def read(key: str) -> Tensor:
         name, _, part = key.rpartition(".")
         grid = grids[name]
-        return pack(grid.codes, grid.bits) if part == "codes" else grid.tensors[part]
+        return pack(grid.codes, grid.bits) if part == "codes" and _packs(grid) else grid.tensors[part]
 
     tensors.write(path, layouts, read)
+
+
+def _packs(grid: Grid) -> bool:
+    return grid.codes.dtype == torch.int8
 
 
 def _read(name: str, about: Mapping[str, Any], places: Mapping[str, Place]) -> Grid:
     parts = ("codes", "scale", "zero", "offset")
     found = {p: places[f"{name}.{p}"].read() for p in parts if f"{name}.{p}" in places}
-    found["codes"] = unpack(found["codes"], about["bits"], about["shape"][1])
+    if found["codes"].dtype == torch.uint8:
+        found["codes"] = unpack(found["codes"], about["bits"], about["shape"][1])
     return Grid(bits=about["bits"], group_size=about["group_size"], activation=about["activation"], **found)

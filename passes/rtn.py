@@ -4,9 +4,10 @@ Formula: `q = round(clamp(W / s))`, half to even, `W' = s q`, one scale s for ea
 `steps = "span"` takes the narrowest s that clips nothing, `max(|min W / lowest code|, |max W / highest code|)`;
 `"search"` the s of least squared error of the group, found between the span and a share of it and polished by least
 squares.  With `symmetric = false` each group has a code of its own that stands for 0, and its range need not be even.
+`format = "fp8"` rounds W / s to a float of 8 bits (E4M3: to 448, with 3 bits after the first) at `s = max |W| / 448`.
 
 Papers: Nagel et al. 2021, A White Paper on Neural Network Quantization (arXiv 2106.08295); the span of a grid with one
-code more below 0 than above as in L4Q (arXiv 2402.04902).
+code more below 0 than above as in L4Q (arXiv 2402.04902); E4M3 as in Micikevicius et al. 2022 (arXiv 2209.05433).
 
 Option: `average_bits` gives each linear bits of its own, chosen exactly from what each choice costs by itself on a few
 calibration windows.
@@ -15,8 +16,10 @@ Cost: a pass over the weights, some 80 with the search (with zeros three times t
 half a forward of the windows for each linear and choice.
 Keeps: masks (a zero is code 0, or the group's own zero), biases, norms, embeddings and head.
 Helps: at 8 bits by whole rows next to nothing is lost, and with `activation = "dynamic"` linears read integers too; at
-4 bits in groups of 32 to 128 it is the baseline.
-Hurts: at 3 and 2 bits, where `gptq` with calibration data loses a fraction of it.
+4 bits in groups of 32 to 128 it is the baseline.  fp8 takes the room of 8 bits, and its steps are fine near 0: for rows
+with a few large weights, and GPUs of compute capability 8.9 or later; only the export to TensorRT takes it.
+Hurts: at 3 and 2 bits, where `gptq` with calibration data loses a fraction of it.  fp8 steps are coarse for rows whose
+weights are about as large as each other.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import DataUse, Estimate
-from compress.facts import Facts, GridFact
+from compress.errors import BadSettings
+from compress.facts import Facts, Format, GridFact
 from passes import _quant
 from passes._quant import Quantizer, QuantSettings, Steps
 
@@ -42,6 +46,14 @@ class RtnSettings(QuantSettings):
     steps: Literal["span", "search"] = Field(
         "span", description="of a group: the narrowest that clip nothing, or those of least squared error"
     )
+    format: Format = Field(
+        "int", description="what a code is: an integer, or with bits = 8 a float (E4M3), which TensorRT multiplies by"
+    )
+
+    @property
+    def codes(self) -> Format:
+        """What codes are."""
+        return self.format
 
 
 class Rtn(Quantizer):
@@ -55,6 +67,16 @@ class Rtn(Quantizer):
     def data_uses(self) -> frozenset[DataUse]:
         """Return that calibration data are read where bits are chosen."""
         return self.uses if self.settings.average_bits is not None else frozenset()
+
+    def plan(self, facts: Facts) -> Facts:
+        """Return the facts with the grids to come; as every quantizer, and floats have no steps to search.
+
+        Raises:
+            BadSettings: as `Quantizer.plan`, or steps of floats are to be searched.
+        """
+        if self.settings.format == "fp8" and self.settings.steps == "search":
+            raise BadSettings("integers alone have steps to search, got 'search'; leave it 'span'", key="steps")
+        return super().plan(facts)
 
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost: the model, and one linear at a time."""

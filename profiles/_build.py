@@ -19,7 +19,7 @@ from compress.context import Context
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings, Unavailable
 from compress.facts import BlockConfig, GridFact, Task
-from compress.grid import Grid, bounds, groups, spread
+from compress.grid import DTYPES, Grid, bounds, groups, spread
 from profiles import _precision
 from profiles._parts import Attention, Base, Choice, Ffn, Part
 from profiles._stack import Names, Pieces, stack, write
@@ -176,7 +176,7 @@ def grid_(linear: nn.Linear, kept: Tensor, fact: GridFact) -> Grid:
     codes = torch.randint(low, high + 1, linear.weight.shape, dtype=torch.int8)
     at_zero = torch.zeros_like(codes) if zero is None else spread(zero, linear.in_features, fact.group_size)
     grid = Grid(
-        bits=fact.bits, group_size=fact.group_size, codes=torch.where(kept, codes, at_zero),
+        bits=fact.bits, group_size=fact.group_size, codes=torch.where(kept, codes, at_zero).to(DTYPES[fact.format]),
         scale=(torch.rand(many) + 0.5) / (high * linear.in_features**0.5),
         zero=zero, offset=torch.zeros(many) if fact.offset else None, activation=fact.activation,
     )  # fmt: skip

@@ -54,9 +54,15 @@ def parse(name: str) -> Precision:
 
 
 def of(fact: GridFact | None, floats: str = "fp32", *, exact: bool = False) -> str:
-    """Return the name for a linear's codes, or of floats where there are none."""
+    """Return the name for a linear's codes, or of floats where there are none.
+
+    Raises:
+        BadSettings: codes are floats, which no profile tells of.
+    """
     if fact is None:
         return floats
+    if fact.format != "int":
+        raise BadSettings(f"profiles tell of {FORMS}, got codes of {fact.told}; measure the engine", key="precision")
     group = f"-g{fact.group_size}" if fact.group_size else ""
     dynamic = fact.activation == "dynamic" and fact.bits == 8 and not group and not exact
     return f"int{fact.bits}{group}{'-dynamic' if dynamic else '-exact' if exact else ''}"

@@ -20,7 +20,7 @@ from compress.contracts import Exporter, Target
 from compress.data import DataSettings, Source
 from compress.engines import Engines
 from compress.facts import GridFact
-from compress.grid import Grid, bounds, groups, spread
+from compress.grid import DTYPES, Grid, bounds, groups, spread
 
 torch.set_num_threads(1)
 
@@ -148,8 +148,9 @@ def a_grid(shape: tuple[int, int], fact: GridFact, mask: torch.Tensor | None = N
         none = torch.zeros(many, dtype=torch.int8) if zero is None else zero
         codes = torch.where(mask, codes, spread(none, shape[1], fact.group_size))
     return Grid(
-        bits=fact.bits, group_size=fact.group_size, codes=codes, scale=(torch.rand(many) + 0.5) / 2**fact.bits,
-        zero=zero, offset=torch.randn(many) / 8 if fact.offset else None, activation=fact.activation,
+        bits=fact.bits, group_size=fact.group_size, codes=codes.to(DTYPES[fact.format]),
+        scale=(torch.rand(many) + 0.5) / 2**fact.bits, zero=zero,
+        offset=torch.randn(many) / 8 if fact.offset else None, activation=fact.activation,
     )  # fmt: skip
 
 

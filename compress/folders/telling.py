@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.facts import said
+
 _OF_ENGINES = ("task", "family", "parameters", "precision", "target", "versions")
 
 
@@ -58,18 +60,18 @@ def _mask_lines(about: Mapping[str, Any], indent: str) -> list[str]:
 
 def _grid_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     """Return a line for each kind of codes."""
-    kinds = Counter((g["bits"], g["group_size"]) for g in about["grids"].values())
+    kinds = Counter((g["bits"], g["group_size"] or 0, g.get("format", "int")) for g in about["grids"].values())
     return [
-        f"{indent}{count} linears in codes of {bits} bits, {f'groups of {size}' if size else 'whole rows'}"
-        for (bits, size), count in sorted(kinds.items(), key=lambda item: (item[0][0], item[0][1] or 0))
+        f"{indent}{count} linears in codes of {said(bits, kind)}, {f'groups of {size}' if size else 'whole rows'}"
+        for (bits, size, kind), count in sorted(kinds.items())
     ]
 
 
 def _kernel_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     """Return a line for each kernel that multiplies by codes of an engine, and one for all that is only simulated."""
     codes = about.get("codes", {"layers": {}, "simulated": []})
-    kinds = Counter((layer["bits"], layer["kernel"]) for layer in codes["layers"].values())
-    told = [f"{indent}{count} linears in codes of {bits} bits: {kernel}" for (bits, kernel), count in kinds.items()]
+    kinds = Counter((said(g["bits"], g.get("format", "int")), g["kernel"]) for g in codes["layers"].values())
+    told = [f"{indent}{count} linears in codes of {bits}: {kernel}" for (bits, kernel), count in kinds.items()]
     return [*told, *(f"{indent}only simulated, or stored wider: {what}" for what in codes["simulated"])]
 
 

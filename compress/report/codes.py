@@ -1,4 +1,4 @@
-"""What is integer in the engines, on the page: bits and bytes of every layer, and which kernels multiply by them."""
+"""What is in codes in the engines, on the page: bits and bytes of every layer, and which kernels multiply by them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from compress.facts import said
 from compress.measure import digits
 from compress.report import plots, words
 from compress.report.html import Html, facts, part, table, tag
@@ -17,9 +18,10 @@ _WIDEST = 8  # bits: the strongest colour is that of the fewest
 def codes(content: Mapping[str, Any]) -> Html | None:
     """Return per engine the codes of its layers and the kernels that were tried."""
     cards = [_card(engine) for engine in content.get("engines", ()) if engine.get("codes")]
-    about = "Linear layers whose weights are integers in the engine's file, packed from the very codes of the model; "
+    about = "Linear layers whose weights are integers (or, where it says fp8, floats of 8 bits) in the engine's file, "
+    about += "packed from the very codes of the model; "
     about += "point at one for its kernel and its size."
-    return part("What is integer", about, *cards) if cards else None
+    return part("What is in codes", about, *cards) if cards else None
 
 
 def summed(engine: Mapping[str, Any]) -> str | None:
@@ -27,9 +29,9 @@ def summed(engine: Mapping[str, Any]) -> str | None:
     if not engine.get("codes"):
         return None
     layers = engine["codes"]["layers"].values()
-    *first, last = sorted({str(layer["bits"]) for layer in layers})
+    *first, last = sorted({_told(layer) for layer in layers})
     bits = f"{', '.join(first)} and {last}" if first else last
-    return f"{len(layers)} linear layers are integers of {bits} bits: {_taken(layers)}."
+    return f"{len(layers)} linear layers hold codes of {bits}: {_taken(layers)}."
 
 
 def _taken(layers: Collection[Mapping[str, Any]]) -> str:
@@ -51,12 +53,16 @@ def _card(engine: Mapping[str, Any]) -> Html:
     return tag("div", tag("h3", engine["target"]), plots.by_layer(cells), facts(pairs), tried, cls="card")
 
 
+def _told(layer: Mapping[str, Any]) -> str:
+    return said(layer["bits"], layer.get("format", "int"))
+
+
 def _cell(layer: Mapping[str, Any]) -> plots.Cell:
     group = f"groups of {layer['group_size']}" if layer["group_size"] else "whole rows"
     extra = [name for name in ("zero", "offset") if layer[name]]
     more = [group, *(f"with {name}s" for name in extra), layer["kernel"]]
     more.append(_taken([layer]))
-    text = f"{layer['bits']} bits, {_size(layer['bytes'])}"
+    text = f"{_told(layer)}, {_size(layer['bytes'])}"
     return plots.Cell(text, 1 - layer["bits"] / (_WIDEST + 2), ", ".join(more))
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -56,6 +61,14 @@ def columns(values: Tensor) -> Tensor:
     """Return values of groups `[out, groups]` for weights `[in, out]`: `[groups, out]`, or `[out]` of whole rows."""
     turned = values.t().contiguous()
     return turned[0] if len(turned) == 1 else turned
+
+
+def constants(codes: Tensor, bits: int) -> np.ndarray:
+    """Return codes as the array of a type of tensors: int4, int8, or the very bytes of floats of 8 bits."""
+    if codes.dtype == torch.float8_e4m3fn:
+        return codes.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+    kind: Any = np.int8 if stored_bits(bits, blocks=False) == 8 else ml_dtypes.int4
+    return codes.numpy().astype(kind)
 
 
 def offsets(grid: Grid) -> tuple[int, int, Tensor]:

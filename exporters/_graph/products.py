@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor
@@ -120,11 +119,10 @@ def _nbits(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) -> ir.Va
 
 
 def _dequantized(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) -> ir.Value:
-    integer: Any = np.int8 if packing.stored_bits(grid.bits, blocks=False) == 8 else ml_dtypes.int4
-    parts = [made.constant("codes", grid.codes.t().numpy().astype(integer))]
+    parts = [made.constant("codes", packing.constants(grid.codes.t(), grid.bits))]
     parts.append(made.floats("scale", packing.columns(grid.scale)))
     if grid.zero is not None:
-        parts.append(made.constant("zero", packing.columns(grid.zero).numpy().astype(integer)))
+        parts.append(made.constant("zero", packing.constants(packing.columns(grid.zero), grid.bits)))
     blocked = {"axis": 0, "block_size": grid.group_size} if grid.scale.shape[1] > 1 else {"axis": 1}
     value: ir.Value = made.node("MatMul", given, made.node("DequantizeLinear", *parts, **blocked))
     return value

@@ -77,11 +77,14 @@ def opset(facts: Facts, form: Form, asked: int | None) -> int:
     """Return the version of the operators: the one asked for, else the lowest that holds the codes.
 
     Raises:
-        BadSettings: the one that is asked for does not hold them.
+        BadSettings: the one that is asked for does not hold them, or they are no integers.
     """
     for name, grid in facts.grids.items():
         inputs = facts.shapes[name][1]
         for fact in grid.possible:
+            if fact.format != "int":
+                what = f"{name}: onnxruntime multiplies by integers, got codes of {fact.told}"
+                raise BadSettings(f"{what}; [[export]] use = 'tensorrt' takes these")
             in_rows = fact.bits == 8 and groups(inputs, fact.group_size) == 1
             if in_rows or _kernel("exact", fact, inputs, form).operator != "DequantizeLinear":
                 continue

@@ -76,7 +76,9 @@ def split(model: PreTrainedModel, grids: Mapping[str, GridFact]) -> str | None:
 
 
 def _unsaid(fact: GridFact, inputs: int) -> str | None:
-    """Return why compressed-tensors cannot say a grid, and what else would do."""
+    """Return why compressed-tensors cannot say a grid, or not by us, and what else would do."""
+    if fact.format != "int":
+        return f"codes of {fact.told} are not written here, integers are; quantize to these"
     if fact.offset:
         return "its codes have a real offset and there are integer zeros only; train them without the offset"
     if fact.group_size and inputs % fact.group_size:

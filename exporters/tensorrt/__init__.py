@@ -12,7 +12,8 @@ writes `kit-results.json`, which `compress evaluate FOLDER --import` takes.  Wit
 parity, no latency, and the report says so.
 
 Codes: symmetric ones of 4 and 8 bits, in groups that divide the inputs or whole rows, as DequantizeLinear; inputs stay
-floats.  Zeros in 2:4: the builder may choose sparse kernels, and what it chose is known only where a GPU is.
+floats.  Those of 8 bits may be floats (E4M3), for GPUs of compute capability 8.9 or later.  Zeros in 2:4: the builder
+may choose sparse kernels, and what it chose is known only where a GPU is.
 
 Bytes: TensorRT writes memory that it never set into its plans: two builds have one size and differ in few bytes.  An
 engine is known by the digest of what it was made of, and a rerun keeps the file there is.
@@ -90,7 +91,7 @@ class Tensorrt(Exporter):
             raise BadSettings(
                 "a plan of 'tensorrt' is for the GPU that builds it; leave it out", key="compute_capabilities"
             )
-        _judge.check_codes(facts)
+        _judge.check_codes(facts, self.settings.compute_capabilities)
 
     def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
         """Write graph, cases, kit and, where it can be built here, the plan; the model stays as it is."""

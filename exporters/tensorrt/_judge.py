@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ INSTALL: Mapping[str, str] = {
     "tensorrt": "pip install tensorrt (its libraries, some gigabytes, are fetched from NVIDIA)",
     "tensorrt-rtx": "pip install 'compress-engine[trt-rtx]'",
 }
+_FP8 = (8, 9)  # compute capability of the first GPUs that have floats of 8 bits
 _DRIVERS = {"cu13": "580 or later", "cu12": "525 or later"}
 _MENDS = {
     "zero point": "symmetric codes would do",
@@ -87,16 +88,25 @@ def check_target(target: Target | None, facts: Facts) -> None:
         raise BadSettings(f"{what}, got {target.max_length}; lower it", key="max_length")
 
 
-def check_codes(facts: Facts) -> None:
-    """Refuse codes that no plan holds.
+def check_codes(facts: Facts, capabilities: Sequence[str]) -> None:
+    """Refuse codes that no plan holds, or none for GPUs of such compute capabilities.
 
     Raises:
-        BadSettings: asymmetric codes, of 2 or 3 bits, or in groups that do not divide the inputs.
+        BadSettings: asymmetric codes, of 2 or 3 bits, or in groups that do not divide the inputs; floats of 8 bits on
+            GPUs that have none.
     """
     for name, grid in facts.grids.items():
         for fact in grid.possible:
             if why := _why_not(fact, facts.shapes[name][1]):
                 raise BadSettings(f"{name}: {why}")
+            if fact.format == "fp8" and (old := [c for c in capabilities if _version(c) < _FP8]):
+                what = f"{name} has codes of {fact.told}, for which a GPU needs 8.9 or later, got {old[0]}"
+                raise BadSettings(f"{what}; leave it out, or quantize to integers", key="compute_capabilities")
+
+
+def _version(capability: str) -> tuple[int, ...]:
+    """Return a compute capability's numbers; what is none is the builder's to refuse."""
+    return tuple(int(n) for n in capability.split(".") if n.isdecimal())
 
 
 def _why_not(fact: GridFact, inputs: int) -> str | None:
@@ -127,6 +137,7 @@ def described(facts: Facts, sizes: Mapping[str, Bytes]) -> dict[str, Any]:
         n: {
             "bits": g.bits,
             "stored_bits": g.bits,
+            "format": g.format,
             "group_size": g.group_size,
             "zero": g.zero,
             "offset": g.offset,

@@ -14,6 +14,7 @@ from passes import _plans
 from passes._quant.settings import QuantSettings
 
 _GROUP_SIZE = 128
+_OF_GRIDS = ("group_size", "symmetric", "layers", "activation", "format")
 _CHOICE = ("choices", "choose", "choose_windows")  # settings that only a choice has a use for
 
 
@@ -93,7 +94,7 @@ def allowed(mean: float, weights: int) -> int:
 
 def _from_plan(facts: Facts, settings: QuantSettings) -> dict[str, GridFact]:
     """Return the grids that an earlier pass planned of the chosen linears."""
-    _plans.check(facts, settings, "bits", "average_bits", "group_size", "symmetric", "layers", *_CHOICE, "activation")
+    _plans.check(facts, settings, "bits", "average_bits", *_CHOICE, *_OF_GRIDS)
     found = {n: p.grid for n, p in _plans.chosen(facts, settings).items() if p.grid}
     for name, fact in found.items():
         for each in fact.possible:
@@ -110,6 +111,7 @@ def _fact(bits: int, settings: QuantSettings) -> GridFact:
         group_size=None if size == -1 else size,
         zero=not settings.symmetric,
         activation=settings.activation,
+        format=settings.codes,
     )
 
 
@@ -136,6 +138,9 @@ def _check_reach(mean: float, planned: Mapping[str, GridFact], facts: Facts) -> 
 
 def _check(name: str, fact: GridFact, facts: Facts, settings: QuantSettings) -> None:
     inputs = facts.shapes[name][1]
+    if fact.format == "fp8" and (fact.bits != 8 or fact.zero or fact.activation == "dynamic"):
+        what = f"{name}: codes that are floats go with bits = 8, symmetric, and inputs that stay floats"
+        raise BadSettings(f"{what}, got 'fp8' for {fact.bits} bits; leave it 'int'", key="format")
     if fact.group_size == 0:
         raise BadSettings("must be above 0, or -1 for whole rows, got 0", key="group_size")
     if fact.group_size is not None and fact.group_size > inputs:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.facts import GridFact
-from compress.grid import Grid, bounds, groups, spread
+from compress.grid import DTYPES, Grid, bounds, groups, spread
 
 FLOOR = 2.0**-20  # of a scale, so that none vanishes in float16
+FP8_MOST = 448.0  # the largest float of 8 bits
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,21 @@ def span(weight: Tensor, fact: GridFact) -> Steps:
     """Return the narrowest steps that clip nothing.
 
     Symmetric: `max(|min W / lowest code|, |max W / highest code|)` (L4Q, arXiv 2402.04902, section 3.4).  With a zero:
-    the range, widened to hold 0, over `2^bits - 1`.  A group of zeros alone gets steps of 1.
+    the range, widened to hold 0, over `2^bits - 1`.  Floats of 8 bits: `max |W| / 448`.  A group of zeros alone gets
+    steps of 1.
     """
-    low_code, high_code = bounds(fact.bits)
+    low_code, high_code = (-FP8_MOST, FP8_MOST) if fact.format == "fp8" else bounds(fact.bits)
     low, high = _ranges(weight, fact.group_size)
     return _steps(low.clamp(max=0), high.clamp(min=0), low_code, high_code, asymmetric=fact.zero)
 
 
 def codes(weight: Tensor, steps: Steps, fact: GridFact) -> Tensor:
-    """Return the nearest codes, int8 `[out, in]`: clamped first, then rounded half to even."""
+    """Return the nearest codes, int8 or float8_e4m3fn `[out, in]`: clamped first, then rounded half to even."""
     inputs = weight.shape[1]
-    low, high = bounds(fact.bits)
     scaled = weight.float() / spread(steps.scale, inputs, fact.group_size)
+    if fact.format == "fp8":
+        return scaled.clamp_(-FP8_MOST, FP8_MOST).to(DTYPES["fp8"])
+    low, high = bounds(fact.bits)
     if steps.zero is None:
         return scaled.clamp_(low, high).round_().to(torch.int8)
     zero = spread(steps.zero.float(), inputs, fact.group_size)
@@ -87,7 +91,7 @@ def _ranges(weight: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
     return whole.amin(-1), whole.amax(-1)
 
 
-def _steps(low: Tensor, high: Tensor, low_code: int, high_code: int, *, asymmetric: bool) -> Steps:
+def _steps(low: Tensor, high: Tensor, low_code: float, high_code: float, *, asymmetric: bool) -> Steps:
     empty = (low == 0) & (high == 0)
     wide = (high - low) / (high_code - low_code) if asymmetric else torch.maximum(low / low_code, high / high_code)
     scale = wide.clamp(min=FLOOR).masked_fill(empty, 1)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.contracts import PassSettings
+from compress.facts import Format
 from passes._candidates import Choose, Windows
 
 Bits = Literal[2, 3, 4, 8]
@@ -48,3 +49,8 @@ class QuantSettings(PassSettings):
         "none", description="'dynamic': linears also read integers of 8 bits; needs bits = 8 and whole rows"
     )
     again: bool = Field(False, description="whether linears that have codes already may be quantized once more")
+
+    @property
+    def codes(self) -> Format:
+        """What codes are: integers, unless a pass has other ones."""
+        return "int"

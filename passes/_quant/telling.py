@@ -39,7 +39,7 @@ def told(planned: Mapping[str, GridFact], shapes: Mapping[str, tuple[int, int]],
         which = ", integer inputs asked for" if fact.activation == "dynamic" else ""
         zeros = " with zeros" if fact.zero else ""
         yield (
-            f"quantized {len(names)} linears to {fact.bits} bits {where}{zeros}{which}: "
+            f"quantized {len(names)} linears to {fact.told} {where}{zeros}{which}: "
             f"{before / 2**20:.3g} MiB -> {after / 2**20:.3g} MiB"
         )
 

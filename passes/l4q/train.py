@@ -151,6 +151,6 @@ def _quantizer(name: str) -> bool:
 
 def _kept(old: Grid | None, fact: GridFact) -> Steps | None:
     """Return the steps of the codes that a weight has already, if they are on such a grid."""
-    if old is None or (old.bits, old.group_size, old.zero is not None) != (fact.bits, fact.group_size, fact.zero):
+    if old is None or any(getattr(old.fact, n) != getattr(fact, n) for n in ("bits", "group_size", "zero", "format")):
         return None
     return Steps(old.scale, old.zero)

@@ -21,19 +21,22 @@ from compress.errors import BrokenPromise, Tampered
 from compress.facts import GridFact
 from compress.grid import BITS, Grid, bounds, groups, pack, spread, unpack
 from compress.grids import KeptGrids, StoredGrids
+from compress.tensors import same_bits
 from tests.conftest import CAUSAL, ENCODERS, a_grid, quantized
 
 Tiny = Callable[..., Artifact]
+FP8 = torch.float8_e4m3fn
 FACTS = [
     GridFact(bits=2, group_size=None),
     GridFact(bits=3, group_size=7, zero=True),
     GridFact(bits=4, group_size=16, offset=True),
     GridFact(bits=8, group_size=None, activation="dynamic"),
+    GridFact(bits=8, group_size=7, format="fp8"),
 ]
 
 
 def same(a: Grid, b: Grid) -> bool:
-    return a.fact == b.fact and all(torch.equal(t, b.tensors[n]) for n, t in a.tensors.items())
+    return a.fact == b.fact and all(same_bits(t, b.tensors[n]) for n, t in a.tensors.items())
 
 
 @st.composite
@@ -134,6 +137,9 @@ def _with(value: float) -> Tensor:
         ({"group_size": 21}, "group_size 21 does not fit 20 inputs"),
         ({"group_size": 0}, "group_size 0 does not fit 20 inputs"),
         ({"group_size": -1}, "group_size -1 does not fit 20 inputs"),
+        ({"codes": torch.zeros(3, 20).to(FP8)}, "codes that are floats have 8 bits, no zero, no offset"),
+        ({"codes": torch.zeros(3, 20).to(FP8), "bits": 8, "activation": "dynamic"}, "beside them inputs are floats"),
+        ({"codes": torch.full((3, 20), float("nan")).to(FP8), "bits": 8}, "every code must be a number"),
         ({"bits": 5}, "codes of 5 bits; there are grids of 2, 3, 4, 8"),
     ],
 )
@@ -178,7 +184,7 @@ def masked(artifact: Artifact) -> Artifact:
 def mixed(artifact: Artifact) -> Artifact:
     """Quantize all linears but one, each in one of many ways; masks only go with those that have a code for 0."""
     names = list(tree.block_linears(artifact.model))[1:]
-    kinds = {n: FACTS[i % 4] for i, n in enumerate(names)}
+    kinds = {n: FACTS[i % len(FACTS)] for i, n in enumerate(names)}
     masks = {n: m for n, m in artifact.masks.items() if n in kinds and not kinds[n].offset}
     return quantized(artifact.after(masks=masks), kinds)
 
@@ -260,7 +266,7 @@ def test_grids_in_a_file_are_read_when_they_are_asked_for(tmp_path: Path) -> Non
     grids.write(tmp_path / "file", given_)
     found = StoredGrids(tmp_path / "file", {n: grids.card(g) for n, g in given_.items()})
     assert list(found) == list(given_)
-    assert len(found) == 4
+    assert len(found) == len(FACTS)
     assert all(same(found[n], grid) for n, grid in given_.items())
     assert found["linear.1"] is not found["linear.1"]
     with pytest.raises(KeyError):

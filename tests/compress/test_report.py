@@ -223,7 +223,7 @@ def test_what_is_integer(tmp_path: Path) -> None:
         "kernel_times": {"level 4": {"prefill": 0.8, "request": 0.5}, "integer": {"prefill": 0.4, "request": 0.4}},
     }
     _, page = written(tmp_path, content)
-    assert "2 linear layers are integers of 4 and 8 bits: 4.00 KiB where floats take 32.0 KiB." in page.words
+    assert "2 linear layers hold codes of 4 bits and 8 bits: 4.00 KiB where floats take 32.0 KiB." in page.words
     for word in ("4 bits, 2.00 KiB", "8 bits, 2.00 KiB", "MatMulInteger (1 of 2 layers)", "codes of 3 bits <script>"):
         assert word in page.words
     assert "level 40.00201.25" in page.words  # loses, how fast in prefill

@@ -476,6 +476,15 @@ def test_what_an_opset_cannot_hold(grid: GridFact, settings: dict[str, Any], wor
         Onnx(OnnxSettings(opset=able, **settings)).plan(facts, TARGET)
 
 
+def test_codes_that_are_floats_are_for_tensorrt(tiny: Tiny) -> None:
+    artifact = tiny("llama")
+    facts = tree.facts(artifact.model, artifact.task)
+    facts = facts.after(grids={next(iter(facts.shapes)): GridFact(bits=8, group_size=None, format="fp8")})
+    for form in ("nbits", "qdq"):
+        with pytest.raises(BadSettings, match=r"q_proj: .* got codes of 8 bits \(fp8\); .* 'tensorrt' takes these"):
+            Onnx(OnnxSettings(form=form)).plan(facts, TARGET)
+
+
 def test_only_models_with_codes_read_data(tiny: Tiny) -> None:
     artifact = tiny("llama")
     facts = tree.facts(artifact.model, artifact.task)

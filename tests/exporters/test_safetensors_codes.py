@@ -296,6 +296,7 @@ _REFUSED = [
     pytest.param("llama", GridFact(bits=4, group_size=16, offset=True), "real offset", id="offset"),
     pytest.param("llama", GridFact(bits=4, group_size=16, activation="dynamic"), "integer inputs", id="W4A8"),
     pytest.param("llama", GridFact(bits=4, group_size=16, others=_ALL), "here are 3 kinds", id="zeros"),
+    pytest.param("llama", GridFact(bits=8, group_size=None, format="fp8"), r"codes of 8 bits \(fp8\)", id="fp8"),
     pytest.param("gpt2", W4, "linears of gpt2 are stored", id="gpt2"),
 ]
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir
 import onnxruntime
 import pytest
@@ -155,6 +156,27 @@ def test_codes_of_8_bits_in_rows_zeros_in_2_4_and_every_flag(tiny: Any, tmp_path
     assert job["eligible"] == {"sparse": 3, "low-bit": len(linears)}
 
 
+def test_codes_that_are_floats(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of one byte each, the very ones of the artifact; what they give is what the model gives."""
+    artifact = tiny("llama")
+    rows, blocked = (GridFact(bits=8, group_size=size, format="fp8") for size in (None, 16))
+    artifact = quantized(artifact, {n: rows if "mlp" in n else blocked for n in tree.block_linears(artifact.model)})
+    told = written(artifact, tmp_path / "e", compute_capabilities=["8.9"])
+    assert told["tensorrt"]["plan"] == "model.plan"
+    held = {i.name: i for i in onnx.load(tmp_path / "e" / "model.onnx").graph.initializer}
+    for name, grid in artifact.grids.items():
+        codes = held[f"{name}.codes"]
+        assert codes.data_type == onnx.TensorProto.FLOAT8E4M3FN
+        assert codes.raw_data == grid.codes.view(torch.uint8).t().contiguous().numpy().tobytes()
+        scale = onnx.numpy_helper.to_array(held[f"{name}.scale"])
+        assert np.array_equal(scale, grid.scale[:, 0] if grid.fact == rows else grid.scale.t())
+        assert f"{name}.weight" not in held
+        assert told["codes"]["layers"][name]["format"] == "fp8"
+    files.write_json(tmp_path / "e" / "engine.json", told)
+    monkeypatch.setattr(_engine, "Session", Graph)
+    assert parity.verify(exporter().open(tmp_path / "e", TARGET), artifact)["shapes"] == 7
+
+
 def test_an_encoder_has_one_profile(tiny: Any, tmp_path: Path) -> None:
     target = TARGET.model_copy(update={"generate": 0})
     told = written(tiny("bert"), tmp_path / "e", target)
@@ -232,6 +254,17 @@ def test_codes_that_no_plan_holds(grid: GridFact, said: str, tiny: Any) -> None:
         exporter().plan(known.after(grids={name: grid}), TARGET)
     assert name in str(fault.value)
     exporter().plan(known.after(grids={name: GridFact(bits=4, group_size=None)}), TARGET)
+
+
+@pytest.mark.parametrize("capability", ["8.0", "8.6"])
+def test_floats_of_8_bits_are_for_gpus_that_have_them(capability: str, tiny: Any) -> None:
+    known: Facts = tree.facts(tiny("llama").model, "causal-lm")
+    known = known.after(grids=dict.fromkeys(known.shapes, GridFact(bits=8, group_size=None, format="fp8")))
+    with pytest.raises(BadSettings, match=rf"8 bits \(fp8\), .* 8\.9 or later, got {capability}") as fault:
+        exporter(compute_capabilities=["12.0", capability]).plan(known, TARGET)
+    assert fault.value.key == "compute_capabilities"
+    for able in ([], ["8.9"], ["12.0", "12.1"]):
+        exporter(compute_capabilities=able).plan(known, TARGET)
 
 
 def test_the_parsers_words_become_ours_with_node_and_mend(tiny: Any, copied: Path) -> None:

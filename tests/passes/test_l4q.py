@@ -32,7 +32,7 @@ from passes.l4q import L4Q, expression
 from passes.l4q.expression import Fixed, Trained
 from passes.l4q.linear import Rounded
 from passes.l4q.settings import Borders
-from tests.conftest import CAUSAL, ENCODERS, branched, lively
+from tests.conftest import CAUSAL, ENCODERS, branched, lively, quantized
 
 OUT, IN, RANK, TOKENS = 9, 21, 3, 13
 
@@ -542,6 +542,15 @@ def test_codes_from_before_are_where_it_starts(bench: Callable[..., Bench]) -> N
         first.after(model=copy.deepcopy(first.model)), replace(b.context, folder=_new(b.context.folder))
     )
     other.ensures(first, narrower)
+
+
+def test_steps_of_codes_that_are_floats_are_none_for_integers(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.before = quantized(b.before, GridFact(bits=8, group_size=16, format="fp8"))
+    after = b.run(bits=8, again=True, init="span", lr=1e-12, lr_steps=1e-12)
+    for name, grid in after.grids.items():
+        span = _quant.span(b.before.tensor(f"{name}.weight"), grid.fact)
+        torch.testing.assert_close(grid.scale, span.scale, rtol=3e-6, atol=0)
 
 
 def test_without_borders_floats_are_trained_and_left(bench: Callable[..., Bench]) -> None:

@@ -14,6 +14,7 @@ import profiles
 from compress import blocks, tree
 from compress.contracts import Target
 from compress.errors import BadSettings
+from compress.facts import GridFact
 from profiles import Attention, BadProfile, Base, Choice, Ffn, ForeignProfile, Linear, NotMeasured, Profile
 from profiles import _file as file
 from profiles import _precision as precision
@@ -234,6 +235,8 @@ def test_names_of_precisions_and_shapes() -> None:
     for name in ("int1", "int4-g0", "int4-dynamic", "fp8", "int8-g32-dynamic"):
         with pytest.raises(BadSettings, match=f"got '{name}'"):
             precision.parse(name)
+    with pytest.raises(BadSettings, match=r"got codes of 8 bits \(fp8\); measure the engine"):
+        precision.of(GridFact(bits=8, group_size=None, format="fp8"))
     assert parse("attention:64,4,2,16", "llama") == A.part
     assert parse("ffn:64,128", "llama") == F.part
     assert parse("linear:ffn,64", "llama") == Linear(family="llama", hidden=64, place="ffn")

@@ -78,13 +78,19 @@ def test_a_build_is_timed_beside_the_dense_one(tiny: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen3"])
-@pytest.mark.parametrize("zero", [False, True])
-def test_every_family_has_stand_ins(kind: str, zero: bool, tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "grid",
+    [
+        GridFact(bits=4, group_size=16),
+        GridFact(bits=4, group_size=16, zero=True),
+        GridFact(bits=8, group_size=None, format="fp8"),
+    ],
+    ids=("plain", "zero", "fp8"),
+)
+def test_every_family_has_stand_ins(kind: str, grid: GridFact, tiny: Any, tmp_path: Path) -> None:
     model, task = _folder(tiny(kind), tmp_path), _TASKS.get(kind, "causal-lm")
     build = Build(layout=_uneven(model, task))
-    plan = {
-        n: Planned(grid=GridFact(bits=4, group_size=16, zero=zero), pattern="2:4") for n in _names(model, task, build)
-    }
+    plan = {n: Planned(grid=grid, pattern="2:4") for n in _names(model, task, build)}
     branches = {next(iter(plan)): 3}
     made = _whole.stand_in(model, task, Build(layout=build.layout, plan=plan, branches=branches))
     assert tree.ranks(made.model) == branches
