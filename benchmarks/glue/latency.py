@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._ledger import Row
-from benchmarks.glue.cells import SMALLER, SPARSITIES, Cell
+from benchmarks._methods import SMALLER, Cell
+from benchmarks.glue.cells import SPARSITIES
 from benchmarks.glue.measure import Bench
 from compress import registry
 from compress.context import Context

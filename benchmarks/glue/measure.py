@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks import _methods
 from benchmarks._ledger import Row
-from benchmarks.glue.cells import TASKS, Cell
+from benchmarks._methods import Cell, named
+from benchmarks.glue.cells import SPARSITIES, TASKS
 from benchmarks.perp.measure import Part
-from compress import loading, registry, tree
+from compress import loading, tree
 from compress.artifact import Artifact
-from compress.context import Context, QuietReport
-from compress.contracts import Pass
 from compress.data import DataSettings, Role, Source
 from compress.errors import BadData, Diverged
 from compress.evaluate import evaluate
@@ -79,33 +77,29 @@ class Bench:
 
     def run(self, cell: Cell) -> Iterator[Row]:
         """Yield everything measured of a cell; after `full`, of its prunings by magnitude too."""
-        started = time.monotonic()
+        started, prunings = time.monotonic(), cell.prunings(SPARSITIES)
         try:
             trainable, artifact = self.through(cell, self.start(cell.seed), self.setup.steps)
         except Diverged as error:
-            yield from ({**_named(c), "diverged": str(error), "tuning": -math.inf} for c in (cell, *cell.prunings()))
+            yield from ({**named(c), "diverged": str(error), "tuning": -math.inf} for c in (cell, *prunings))
             return
         yield self._row(cell, artifact, trainable, started)
-        for pruned in cell.prunings():
+        for pruned in prunings:
             again = artifact.after(model=copy.deepcopy(artifact.model))
             yield self._row(pruned, self.through(pruned, again, 0)[1], trainable, time.monotonic())
 
     def through(self, cell: Cell, artifact: Artifact, steps: int, **more: Any) -> tuple[int, Artifact]:
         """Run the cell's pass as the pipeline would; return what it says it trains, and the artifact."""
-        use, settings = cell.settings(steps, self.setup.batch, self.setup.held_out / len(self.training))
-        found = registry.load("passes", use, Pass)
-        plugin, report = found(found.Settings(**settings, **more)), QuietReport()
-        plugin.plan(tree.facts(artifact.model, artifact.task))
-        with tempfile.TemporaryDirectory() as folder:
-            data = cast(Any, {"training": self.training})
-            after = plugin.run(artifact, Context(folder=Path(folder), seed=cell.seed, data=data, report=report))
-        return int(report.measured.get("trainable", [0])[0]), after
+        given = self.setup
+        return _methods.through(
+            cell, artifact, self.training, steps=steps, batch=given.batch, held_out=given.held_out, **more
+        )
 
     def _row(self, cell: Cell, artifact: Artifact, trainable: int, started: float) -> Row:
         model, kind = artifact.model, self.task.kind
         tuning, dev = (evaluate(artifact, part, kind) for part in (self.tuning, self.dev))
         return {
-            **_named(cell),
+            **named(cell),
             "predicted": [round(v, 5) for v in dev.samples["predicted" if kind == "classification" else "score"]],
             "tuning": tuning[self.task.metric].value,
             "trainable": trainable,
@@ -146,7 +140,3 @@ def flops(model: PreTrainedModel, tokens: int) -> int:
     channels = sum(block.heads * block.head_dim for block in tree.layout(model))
     weights = sum(int(m.weight.count_nonzero()) for m in tree.block_linears(model).values())
     return 2 * tokens * weights + 4 * tokens**2 * channels
-
-
-def _named(cell: Cell) -> Row:
-    return {"key": cell.key, **dataclasses.asdict(cell)}

@@ -8,19 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._ledger import Row
-from benchmarks.glue.cells import DENSE, SEEDS, SMALLER, SPARSE, SPARSITIES, TASKS, Cell
+from benchmarks._methods import SMALLER, Cell, finished
+from benchmarks.glue.cells import DENSE, SEEDS, SPARSE, SPARSITIES, TASKS
 from compress.evaluate.statistics import STATISTICS, interval
 
 Reals = NDArray[np.float64]
-
-
-def best_rate(rows: Mapping[str, Row], cell: Cell) -> float | None:
-    """Return the learning rate of the best tuning value with seed 0; the lower of equals, None before any was tried."""
-    wanted = {"task": cell.task, "method": cell.method, "sparsity": cell.sparsity, "seed": 0}
-    if cell.method == "magnitude":  # it prunes what `full` would hand out
-        wanted |= {"method": "full", "sparsity": 0.0}
-    tried = {r["lr"]: r["tuning"] for r in rows.values() if all(r.get(k) == v for k, v in wanted.items())}
-    return min(tried, key=lambda lr: (-tried[lr], lr)) if tried else None
 
 
 class Table:
@@ -32,9 +24,7 @@ class Table:
 
     def seeds(self, cell: Cell) -> list[Row]:
         """Return the finished seeds of a cell at its tuned learning rate."""
-        lr = best_rate(self.rows, cell)
-        keys = [cell.at(seed=s, lr=lr).key for s in range(SEEDS)]
-        return [self.rows[k] for k in keys if "predicted" in self.rows.get(k, {})]
+        return finished(self.rows, cell, SEEDS)
 
     def values(self, cell: Cell, weights: Reals) -> Reals:
         """Return the metric `[draws]` under each row of weights `[draws, examples]`, averaged over seeds."""

