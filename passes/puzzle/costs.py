@@ -23,6 +23,7 @@ from profiles._costs import Phase
 from solvers import SUMS
 
 _SHOWN = 3  # of what a profile lacks
+_WHOLES = 6  # models that tell what sums of parts miss: few, for what is chosen is timed anyway
 
 
 class Sizes(Costs):
@@ -184,7 +185,7 @@ def _wanted(
     return Wanted(
         model=context.model, task=artifact.task, target=target, layouts=(layout,), seed=context.seed,
         precisions=tuple(dict.fromkeys([target.precision, *settings.precisions])),
-        patterns=tuple(dict.fromkeys([DENSE, *settings.patterns])), seconds=settings.seconds,
+        patterns=tuple(dict.fromkeys([DENSE, *settings.patterns])), models=_WHOLES, seconds=settings.seconds,
     )  # fmt: skip
 
 
