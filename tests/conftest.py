@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,13 @@ VOCABULARY = 384
 TEXT = "the quick brown fox jumps over the lazy dog; a scale moves from here to there, 1 2 3 5 8 13 21. "
 CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "llama-tied", "opt", "gpt2")
 ENCODERS = ("bert", "roberta")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let no pipeline's threads be left to the tests after it."""
+    yield
+    torch.set_num_threads(1)
 
 
 def _config(kind: str) -> Any:

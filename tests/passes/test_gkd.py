@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -361,6 +362,8 @@ class Forked:
         children = []
         for rank in map(str, range(count)):
             if not (child := os.fork()):
+                torch.set_num_threads(1)  # the threads of a pool are not forked, and would be waited for
+                signal.alarm(120)  # dies of it rather than keep the tests waiting
                 os.dup2(reads, 0)
                 os.close(held)
                 given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
