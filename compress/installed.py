@@ -16,6 +16,11 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {  # of a target; one of its distribut
 }
 
 
+def bringing(runtime: str) -> list[str]:
+    """Return the installed distributions that bring a runtime."""
+    return [name for name in RUNTIMES[runtime] if version(name) is not None]
+
+
 def version(distribution: str) -> str | None:
     """Return the version of a distribution, None where it is not installed."""
     try:

@@ -28,16 +28,15 @@ Cost: seconds per block, and once more the size of the weights in memory.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from compress import installed
 from compress.contracts import DataUse, Engine, Export, Exporter, Settings, Target, Variant
 from compress.errors import BadSettings
 from compress.facts import Facts
@@ -93,7 +92,7 @@ class Onnx(Exporter):
 
     def available(self) -> str | None:
         """Return why onnxruntime cannot be used here, or None."""
-        there = _installed()
+        there = installed.bringing("onnxruntime")
         if not there:
             return (
                 "onnxruntime is not installed; pip install 'compress-engine[cpu]' (or [gpu], on a machine with a GPU)"
@@ -151,7 +150,7 @@ class Onnx(Exporter):
             "inputs": graph.inputs(),
             "outputs": graph.outputs(),
             "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
-            "libraries": ["onnx", "onnxscript", *_installed()],
+            "libraries": ["onnx", "onnxscript", *installed.bringing("onnxruntime")],
         }
         if target and target.runtime == THROUGH_TENSORRT:
             from exporters.onnx._engine import TENSORRT
@@ -185,13 +184,3 @@ class Onnx(Exporter):
         from exporters.onnx._engine import OnnxEngine
 
         return OnnxEngine(folder, target, missing=self.available())
-
-
-def _installed() -> list[str]:
-    """Return which of the distributions that hold onnxruntime are installed."""
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.version(name)
-            found.append(name)
-    return found

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from compress import installed
 from compress.contracts import Engine, Export, Exporter, Settings, Target
 from compress.errors import BadSettings
 from compress.facts import Facts
@@ -140,7 +141,7 @@ class Tensorrt(Exporter):
             "outputs": graph.outputs(),
             "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
             "tensorrt": _job.plan(folder, flavour, context.report),
-            "libraries": ["onnx", "onnxscript", *_judge.distributions(flavour)],
+            "libraries": ["onnx", "onnxscript", *installed.bringing(flavour)],
             **({"codes": _judge.described(known, sizes)} if sizes else {}),
         }
         plans = [p.name for p in folder.glob("*.plan")]

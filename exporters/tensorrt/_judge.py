@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any, Literal
 
 from compress.contracts import Target
 from compress.errors import BadModel, BadSettings
 from compress.facts import Facts, GridFact
 from compress.grid import groups
+from compress.installed import bringing
 from exporters._graph import Bytes
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-}
 INSTALL: Mapping[str, str] = {
     "tensorrt": "pip install tensorrt (its libraries, some gigabytes, are fetched from NVIDIA)",
     "tensorrt-rtx": "pip install 'compress-engine[trt-rtx]'",
@@ -41,15 +37,9 @@ def installed() -> list[Flavour]:
     return [f for f in flavours if importlib.util.find_spec(MODULES[f])]
 
 
-def distributions(flavour: Flavour) -> list[str]:
-    """Return the installed distributions that bring a flavour."""
-    here = {d.metadata["Name"].lower().replace("_", "-") for d in metadata.distributions() if d.metadata["Name"]}
-    return [n for n in DISTRIBUTIONS[flavour] if n in here]
-
-
 def driver(flavour: Flavour) -> str:
     """Return which driver engines need."""
-    found = [need for name in distributions(flavour) for cuda, need in _DRIVERS.items() if name.endswith(cuda)]
+    found = [need for name in bringing(flavour) for cuda, need in _DRIVERS.items() if name.endswith(cuda)]
     return found[0] if found else _DRIVERS["cu13"]
 
 

@@ -316,7 +316,7 @@ def test_runtimes_that_are_missing_or_doubled(
             raise metadata.PackageNotFoundError(name)
         return "1.0"
 
-    monkeypatch.setattr("exporters.onnx.metadata.version", version)
+    monkeypatch.setattr("compress.installed.metadata.version", version)
     assert words in (Onnx(OnnxSettings()).available() or "")
     with pytest.raises(Unavailable, match=words):
         Engines().open(folder)
