@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from compress import files
 from compress.errors import UserFault
 
 Row = dict[str, Any]
@@ -71,6 +74,29 @@ def publish(path: Path, render: Callable[[Row, Mapping[str, Row]], str]) -> None
     text = render(lines[0]["setup"], {line["key"]: line for line in lines[1:]})
     path.with_suffix(".md").write_text(text)
     print(f"\n{text}")
+
+
+def conclude(path: Path, render: Callable[[Row, Mapping[str, Row]], str], work: Callable[[], bool]) -> None:
+    """Do the work, which tells whether all of it is finished, and write the page; a user's fault is one line."""
+    try:
+        finished = work()
+    except UserFault as error:
+        sys.exit(f"error: {error}")
+    publish(path, render)
+    if not finished:
+        print("not all cells are finished; the same command goes on")
+
+
+def surroundings(model: Path) -> Row:
+    """Return what a results file keeps of the weights in a folder and of the machine."""
+    weights = sorted(model.glob("*.safetensors"))
+    return {
+        "weights": files.digest_of([files.sha256(w) for w in weights])[:12],
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _cut_torn_line(path: Path) -> None:

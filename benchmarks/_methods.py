@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence, Sized
@@ -12,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch
-
 from benchmarks import _passes
-from benchmarks._ledger import Results, Row
-from compress import files
+from benchmarks._ledger import Results, Row, surroundings
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 
+DENSE = ("full", "lora")
+SPARSE = ("dsee", "pst")  # beside magnitude, which prunes what `full` has trained
 SMALLER = "dsee-structured"  # a quarter of the heads and of the FFN neurons is gone
 
 
@@ -72,6 +69,15 @@ class Cell:
                 asked = {"sparsity": self.sparsity} if self.method == "dsee" else share
                 return "dsee", {**shared, **asked, "tune_steps": steps // 2, "steps": steps - steps // 2}
         return "pst", {**shared, "sparsity": self.sparsity, "steps": steps}
+
+
+def cells(tasks: Sequence[str], sparsities: Sequence[float], seeds: int) -> Iterator[Cell]:
+    """Yield what is trained, what matters most first: all of one seed before the next."""
+    for seed in range(seeds):
+        for task in tasks:
+            yield from (Cell(task=task, method=m, seed=seed) for m in DENSE)
+            yield from (Cell(task=task, method=m, sparsity=s, seed=seed) for s in sparsities for m in SPARSE)
+            yield Cell(task=task, method=SMALLER, seed=seed)
 
 
 def named(cell: Cell) -> Row:
@@ -173,12 +179,7 @@ def middle(grid: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
 
 def recorded(setup: Any) -> Row:
     """Return what a results file keeps of a setup: names and digests in the place of paths, and the machine."""
-    weights = sorted(Path(setup.model).glob("*.safetensors"))
     return {
         **{k: v for k, v in dataclasses.asdict(setup).items() if k not in ("model", "data")},
-        "weights": files.digest_of([files.sha256(w) for w in weights])[:12],
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        **surroundings(Path(setup.model)),
     }

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks import _methods
 from benchmarks._methods import SMALLER, Cell
 
 Kind = Literal["classification", "regression"]
 
 SPARSITIES = (0.5, 0.9)
-DENSE = ("full", "lora")
-SPARSE = ("dsee", "pst")  # beside magnitude, which prunes what `full` has trained
 SEEDS = 3
 GRID: dict[str, tuple[float, ...]] = {
     "full": (2e-5, 5e-5, 1e-4),
@@ -52,9 +51,5 @@ TASKS = {
 
 
 def cells(tasks: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """Yield what is trained, what matters most first: all of one seed before the next."""
-    for seed in range(seeds):
-        for task in tasks:
-            yield from (Cell(task=task, method=m, seed=seed) for m in DENSE)
-            yield from (Cell(task=task, method=m, sparsity=s, seed=seed) for s in SPARSITIES for m in SPARSE)
-            yield Cell(task=task, method=SMALLER, seed=seed)
+    """Yield what is trained, what matters most first."""
+    return _methods.cells(tasks, SPARSITIES, seeds)

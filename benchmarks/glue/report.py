@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._ledger import Row
-from benchmarks._methods import SMALLER, Cell, finished
-from benchmarks.glue.cells import DENSE, SEEDS, SPARSE, SPARSITIES, TASKS
+from benchmarks._methods import DENSE, SMALLER, SPARSE, Cell, finished
+from benchmarks.glue.cells import SEEDS, SPARSITIES, TASKS
 from compress.evaluate.statistics import STATISTICS, interval
 
 Reals = NDArray[np.float64]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks import _methods
 from benchmarks._methods import SMALLER, Cell
 
 TASKS = {"e2e": "mr", "webnlg": "triples"}  # by its folder, the column that holds what is to be said
 SPARSITIES = (0.5,)
-DENSE = ("full", "lora")
-SPARSE = ("dsee", "pst")  # beside magnitude, which prunes what `full` has trained
 SEEDS = 3
 GRID: dict[str, tuple[float, ...]] = {
     "full": (3e-4, 1e-3, 3e-3),
@@ -21,9 +20,5 @@ GRID: dict[str, tuple[float, ...]] = {
 
 
 def cells(tasks: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """Yield what is trained, what matters most first: all of one seed before the next."""
-    for seed in range(seeds):
-        for task in tasks:
-            yield from (Cell(task=task, method=m, seed=seed) for m in DENSE)
-            yield from (Cell(task=task, method=m, sparsity=s, seed=seed) for s in SPARSITIES for m in SPARSE)
-            yield Cell(task=task, method=SMALLER, seed=seed)
+    """Yield what is trained, what matters most first."""
+    return _methods.cells(tasks, SPARSITIES, seeds)

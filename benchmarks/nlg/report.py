@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._ledger import Row
-from benchmarks._methods import SMALLER, Cell, finished
+from benchmarks._methods import DENSE, SMALLER, SPARSE, Cell, finished
 from benchmarks.nlg import text
-from benchmarks.nlg.cells import DENSE, SEEDS, SPARSE, SPARSITIES, TASKS
+from benchmarks.nlg.cells import SEEDS, SPARSITIES, TASKS
 from compress.evaluate.statistics import interval, mean
 
 Reals = NDArray[np.float64]

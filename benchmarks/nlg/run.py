@@ -12,13 +12,12 @@ Each finished cell is one line of results/<name>.jsonl; results/<name>.md holds 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._ledger import Results, publish
+from benchmarks._ledger import Results, conclude
 from benchmarks._methods import Runner, middle, recorded
 from benchmarks.nlg import report, text
 from benchmarks.nlg.cells import GRID, SEEDS, SPARSITIES, TASKS, cells
@@ -94,13 +93,7 @@ def main() -> None:
     """Run what is asked and write the tables."""
     given = arguments()
     path = given.results / f"{given.name}.jsonl"
-    try:
-        finished = given.report or work(given, path)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
-    if not finished:
-        print("not all cells are finished; the same command goes on")
+    conclude(path, report.render, lambda: given.report or work(given, path))
 
 
 if __name__ == "__main__":

@@ -13,23 +13,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks._ledger import Results, Row, publish
+from benchmarks._ledger import Results, Row, conclude, surroundings
 from benchmarks.perp import cells, clock, report
 from benchmarks.perp.cells import GRID, QUICK_GRID, WIDER, Cell
 from benchmarks.perp.measure import Bench, Setup
-from compress import files, loading, tree
+from compress import loading, tree
 from compress.data import corpora
-from compress.errors import UserFault
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -132,15 +127,10 @@ def arguments() -> Any:
 
 def recorded(setup: Setup) -> Row:
     """Return what a results file keeps of the setup: names and digests in the place of paths, and the machine."""
-    weights = sorted(loading.locate(setup.model).glob("*.safetensors"))
     return {
         **dataclasses.asdict(setup),
         **{k: Path(getattr(setup, k)).name for k in ("model", "text", "evaluation")},
-        "weights": files.digest_of([files.sha256(w) for w in weights])[:12],
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        **surroundings(loading.locate(setup.model)),
     }
 
 
@@ -171,13 +161,7 @@ def main() -> None:
     """Run what is asked and write the tables."""
     given = arguments()
     path = RESULTS / f"{given.name}.jsonl"
-    try:
-        finished = given.report or work(given, path)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
-    if not finished:
-        print("not all cells are finished; the same command goes on")
+    conclude(path, report.render, lambda: given.report or work(given, path))
 
 
 if __name__ == "__main__":
