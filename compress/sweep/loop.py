@@ -5,7 +5,9 @@ Sums over parts miss what a whole model has besides.  What they miss is taken as
     o(plan) = measured(plan) - sum(plan),
 
 so that the plan just timed is predicted exactly, and the next one is chosen under `sum + o <= limit`; this corrects
-plans that missed, and uses slack that an upgrade fits in.  A plan that is its own successor and met the budget ends the
+plans that missed, and uses slack that an upgrade fits in.  A machine is not equally fast from minute to minute: only
+ratios to the dense engine beside a plan are learnt from, times being such shares of the dense one's time in the first
+round.  A plan that is its own successor and met the budget ends the
 loop.  Where an offset gives nothing new (no plan, or one timed before), one between it and an offset that gave too slow
 a plan is sought: other plans may miss less.  No plan is timed twice, so the loop never goes round in circles.
 """
@@ -134,7 +136,8 @@ class _Loop:
         measured = self.measure(plan.proposal.build) if self.timed else None
         if measured:
             first, last = measured.engines[0], measured.engines[-1]
-            self.dense |= {c: t.ms for c in TIMES if (t := time_of(first, c))}
+            if not self.rounds:
+                self.dense |= {c: t.ms for c in TIMES if (t := time_of(first, c))}
             times = {c: t.ratio * self.dense[c] for c in plan.sums if (t := time_of(last, c))}
             self.offsets = {c: ms - plan.sums[c] for c, ms in times.items()}
         wanted = budgets.absolute(self.limits, self.dense)

@@ -128,6 +128,30 @@ def test_a_constant_is_learned_in_one_round(missing: float, share: float) -> Non
         assert len(closed.rounds) <= 2
 
 
+@given(st.floats(-1.5, 1.5), st.floats(0.3, 0.95), st.lists(st.floats(0.7, 1.4), min_size=7, max_size=7))
+def test_how_fast_the_machine_is_at_the_moment_teaches_nothing(
+    missing: float, share: float, later: list[float]
+) -> None:
+    """Neighbours slow the dense engine and the plan beside it alike, by another factor each round: ratios are as before."""
+
+    class Busy(Machine):
+        def measure(self, build: Build) -> Measurement:
+            self.timed.append(plan_of(build))
+            factor = [1.0, *later][len(self.timed) - 1]
+            return measurement(factor * self.dense, factor * self.true(self.timed[-1]), self.half)
+
+    def true(plan: tuple[int, ...]) -> float:
+        return summed(plan) + missing
+
+    busy, calm = Busy(true), Machine(true)
+    try:
+        found, wanted = (machine.close(share) for machine in (busy, calm))
+    except NoPlan:
+        return
+    assert found.met == wanted.met
+    assert [plan_of(r.proposal.build) for r in found.rounds] == [plan_of(r.proposal.build) for r in wanted.rounds]
+
+
 @settings(max_examples=200)
 @given(st.floats(-2, 4), st.floats(0.6, 1.6), st.floats(0.3, 0.95))
 def test_a_machine_on_a_line_is_met_wherever_it_can_be(intercept: float, slope: float, share: float) -> None:
