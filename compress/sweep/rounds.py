@@ -34,8 +34,8 @@ class Figure:
     Attributes:
         limit: shares are taken of the dense engine as timed in the first round.
         predicted: before the plan was timed.
-        measured: on the clock, as the ratio to the dense engine in the same processes times that engine's time in the first
-            round; the predicted value again where arithmetic is exact (sizes and counts).
+        measured: on the clock: the ratio to the dense engine beside it, times that engine's time in the first round;
+            the predicted value again where arithmetic is exact (sizes and counts).
         low: where the 95 % interval begins.
         high: where it ends.
         offset: what the next prediction adds to the sum of the parts.

@@ -132,7 +132,7 @@ def test_a_constant_is_learned_in_one_round(missing: float, share: float) -> Non
 def test_how_fast_the_machine_is_at_the_moment_teaches_nothing(
     missing: float, share: float, later: list[float]
 ) -> None:
-    """Neighbours slow the dense engine and the plan beside it alike, by another factor each round: ratios are as before."""
+    """Neighbours slow the dense engine and the plan beside it alike, each round by another factor: ratios stay."""
 
     class Busy(Machine):
         def measure(self, build: Build) -> Measurement:
