@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.bench import student
+
 K = TypeVar("K")
 FEWEST = 5  # wholes, for a line that means something
-_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 10: 2.23, 12: 2.18, 15: 2.13, 20: 2.09}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Line:
         predicted = self.at(total)
         row = np.array([1.0, total]) / predicted
         leverage = float(row @ self._inverse @ row)
-        own = _quantile(self.count - 2) * self.residual * math.sqrt(1 + leverage)
+        own = student(self.count - 2) * self.residual * math.sqrt(1 + leverage)
         return abs(predicted) * math.hypot(own, self.drift)
 
 
@@ -103,10 +104,5 @@ def drifting(lines: Mapping[K, Line]) -> dict[K, Line]:
         return dict(lines)
     freedom = sum(len(t) - 1 for t in several)
     variance = sum((len(t) - 1) * t.var(ddof=1) for t in several) / freedom
-    half = _quantile(freedom) * math.sqrt(variance * (1 + 1 / min(map(len, several))))
+    half = student(freedom) * math.sqrt(variance * (1 + 1 / min(map(len, several))))
     return {key: replace(line, drift=half) for key, line in lines.items()}
-
-
-def _quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t."""
-    return _T[max(k for k in _T if k <= freedom)] if freedom <= 30 else 2.04

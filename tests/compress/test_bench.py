@@ -178,9 +178,9 @@ def test_the_interval_covers_the_truth(between: float, within: float, processes:
     assert hits >= 0.92 * count
 
 
-@pytest.mark.parametrize("count", [*range(2, 14), 30, 1000])
-def test_the_reach_is_that_of_student(count: int) -> None:
-    free, t = count - 1, bench.reach(count) * math.sqrt(count)
+@pytest.mark.parametrize("free", [*range(1, 13), 29, 999])
+def test_intervals_are_students(free: int) -> None:
+    t = bench.student(free)
     x = np.linspace(-t, t, 100_001)
     scale = math.exp(math.lgamma((free + 1) / 2) - math.lgamma(free / 2)) / math.sqrt(free * math.pi)
     assert np.trapezoid(scale * (1 + x**2 / free) ** (-(free + 1) / 2), x) == pytest.approx(0.95, abs=3e-4)
