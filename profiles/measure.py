@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,13 +118,14 @@ class Measure(Profiler):
     def lines(self, path: Path | str) -> list[str]:
         """Return what a profile file, or a table of a datasheet, says, as lines."""
         if str(path) in roofline.names() and not Path(path).is_file():
-            return roofline.Roofline(sheet=roofline.sheet(str(path))).lines()
+            sheet = roofline.sheet(str(path))
+            return [*roofline.Roofline(sheet=sheet).lines(), *sheet.lines()]
         return lines(_file.read(path))
 
     def document(self, path: Path | str) -> dict[str, Any]:
         """Return what a profile file, or a table of a datasheet, says, as plain values."""
         if str(path) in roofline.names() and not Path(path).is_file():
-            return {"estimated": True, **vars(roofline.sheet(str(path)))}
+            return {"estimated": True, **asdict(roofline.sheet(str(path)))}
         return _file.read(path).document.model_dump(mode="json")
 
     def figures(self, path: Path | str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ key and head dimension, of all pairs, since graphs compute the masked ones too. 
 activations, and of attention the keys and values that the past holds and that are added.  Real kernels reach neither
 roof; the shares assumed below are printed with every table, and measured points replace them.
 
-    profiles/tables/*.toml   what a datasheet says, each with its source
+    profiles/tables/*.toml   what datasheets say, and where each figure was found
     calibrated(profile)      the shares of the roofs that a measured profile of any shapes reached
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,30 +38,68 @@ CERTAIN = 2.0  # an estimate is taken to be right within this factor, until meas
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where figures were found.
+
+    Attributes:
+        title: of the document.
+        url: of it.
+        gives: figures: keys of `peak_tflops`, or names of attributes of `Sheet`; of derived ones, what they come from.
+        note: how it prints them, where that is not how they stand here.
+        through: public page or code that quotes the document, where that alone was read.
+    """
+
+    title: str
+    url: str
+    gives: tuple[str, ...]
+    note: str = ""
+    through: str = ""
+
+    def lines(self) -> list[str]:
+        """Return what it gives, and where to look."""
+        told = f"{self.title}: {', '.join(self.gives)}{'; ' if self.note else ''}{self.note}"
+        quoted = [f"as quoted in {self.through}"] if self.through else []
+        return [told, *(f"  {line}" for line in (self.url, *quoted))]
+
+
+@dataclass(frozen=True)
 class Sheet:
-    """What a datasheet says.
+    """What datasheets say of hardware.
 
     Attributes:
         name: of the table.
         title: of the hardware.
-        source: the document.
         device: cpu or cuda.
         bandwidth_gb_s: of the memory.
         peak_tflops: dense, by the type that is multiplied: fp32 always, fp16 and int8 where the sheet has them.
         cores: of a processor; its peak is that of all of them.
         memory_gib: where the sheet tells.
         sparse: the pattern of zeros that doubles the peak, if there is one.
+        sources: of the figures.
+        derived: by figure, how it was reckoned, where no document prints it.
+        unsourced: by figure, what of it was found nowhere.
     """
 
     name: str
     title: str
-    source: str
     device: str
     bandwidth_gb_s: float
     peak_tflops: Mapping[str, float]
     cores: int | None = None
     memory_gib: float | None = None
     sparse: str | None = None
+    sources: tuple[Source, ...] = ()
+    derived: Mapping[str, str] = field(default_factory=dict)
+    unsourced: Mapping[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return where every figure comes from."""
+        return [
+            "where these figures come from",
+            *(f"  {line}" for source in self.sources for line in source.lines()),
+            *(f"  {name} is reckoned: {how}" for name, how in self.derived.items()),
+            *(f"  {name} has no source for {what}" for name, what in self.unsourced.items()),
+        ]
 
 
 @dataclass(frozen=True)
@@ -127,7 +165,7 @@ class Roofline(Costs):
             f"{self.name}: {self.sheet.title}, estimated by arithmetic, not measured",
             f"  {self.sheet.bandwidth_gb_s:g} GB/s; peak TFLOP/s {peaks}; {shares}"
             f"{'' if self.shares else ', assumed'}; right within a factor of {self.factor:.2g}",
-            f"  source: {self.sheet.source}",
+            f"  sources: {'; '.join(source.title for source in self.sheet.sources)}",
         ]
 
 
@@ -170,7 +208,8 @@ def sheet(name: str) -> Sheet:
     if name not in names():
         raise BadSettings(f"unknown hardware {name!r}{nearest(name, names())}", key="profile")
     content: dict[str, Any] = tomllib.loads((TABLES / f"{name}.toml").read_text(encoding="utf-8"))
-    return Sheet(name=name, **content)
+    sources = tuple(Source(**{**s, "gives": tuple(s["gives"])}) for s in content.pop("sources"))
+    return Sheet(name=name, sources=sources, **content)
 
 
 def estimate(name: str, target: Target) -> Roofline:

@@ -22,6 +22,7 @@ def test_show_tells_of_a_datasheet_and_of_no_such_thing() -> None:
     told = call("show", "h100-sxm")
     assert told.exit_code == 0
     assert "estimated by arithmetic, not measured" in told.stdout
+    assert "https://glennklockwood.com/garden/processors/h100" in told.stdout
     assert json.loads(call("show", "l4", "--json").stdout)["bandwidth_gb_s"] == 300
     wrong = call("show", "h100-sxn")
     assert (wrong.exit_code, wrong.stderr) == (2, "h100-sxn: no such folder\n")

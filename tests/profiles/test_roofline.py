@@ -58,11 +58,37 @@ def test_codes_and_patterns_save_what_they_should() -> None:
     assert ms("prefill", pattern="unstructured") == ms("prefill")
 
 
-def test_every_table_names_its_source_and_is_told_as_estimated() -> None:
+def test_every_figure_has_a_source_or_is_said_to_have_none() -> None:
+    for name in roofline.names():
+        sheet = roofline.sheet(name)
+        others = {n for n in ("bandwidth_gb_s", "memory_gib", "cores", "sparse") if getattr(sheet, n) is not None}
+        given = {n for source in sheet.sources for n in source.gives}
+        assert given | set(sheet.derived) | set(sheet.unsourced) == set(sheet.peak_tflops) | others, name
+        for source in sheet.sources:
+            assert all(url.startswith("http") for url in (source.url, source.through or source.url))
+        told = "\n".join(sheet.lines())
+        assert all(source.url in told and source.note in told for source in sheet.sources)
+        assert all(how in told for how in (*sheet.derived.values(), *sheet.unsourced.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops", "bandwidth"),
+    [
+        ("epyc-7763", 64 * 2.45 * 2 * 8 * 2, 8 * 8 * 3.2),
+        ("xeon-8480plus", 56 * 2.0 * 2 * 16 * 2, 8 * 8 * 4.8),
+        ("raspberry-pi-5", 4 * 2.4 * 2 * 4 * 2, 4 * 4.267),
+    ],
+)  # cores, GHz, units, floats, a multiplication and an addition; channels, bytes, GT/s
+def test_figures_of_processors_are_reckoned(name: str, gflops: float, bandwidth: float) -> None:
+    sheet = roofline.sheet(name)
+    assert 1000 * sheet.peak_tflops["fp32"] == pytest.approx(gflops)
+    assert sheet.bandwidth_gb_s == pytest.approx(bandwidth, rel=2e-3)
+
+
+def test_every_table_is_told_as_estimated() -> None:
     assert len(roofline.names()) >= 9
     for name in roofline.names():
         sheet = roofline.sheet(name)
-        assert len(sheet.source) > 30
         assert sheet.peak_tflops["fp32"] > 0
         target = Target(device=sheet.device)
         warnings: list[str] = []
