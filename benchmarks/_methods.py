@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
+
+from transformers import PreTrainedModel
 
 from benchmarks import _passes
 from benchmarks._ledger import Results, Row, surroundings
+from compress import tree
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
+from compress.errors import Diverged
 
 DENSE = ("full", "lora")
 SPARSE = ("dsee", "pst")  # beside magnitude, which prunes what `full` has trained
@@ -85,32 +93,6 @@ def named(cell: Cell) -> Row:
     return {"key": cell.key, **dataclasses.asdict(cell)}
 
 
-def through(
-    cell: Cell, artifact: Artifact, training: Sized, *, steps: int, batch: int, held_out: int, **more: Any
-) -> tuple[int, Artifact]:
-    """Run the cell's pass as the pipeline would.
-
-    Args:
-        cell: what is done.
-        artifact: to what.
-        training: the examples, as a source that passes can read.
-        steps: optimizer steps.
-        batch: examples a step.
-        held_out: examples that choose the best state alone.
-        more: settings of the pass.
-
-    Returns:
-        The number of parameters that the pass says it trains, and the artifact after it.
-    """
-    use, settings = cell.settings(steps, batch, held_out / len(training))
-    report = QuietReport()
-    with tempfile.TemporaryDirectory() as folder:
-        data = cast(Any, {"training": training})
-        context = Context(folder=Path(folder), seed=cell.seed, data=data, report=report)
-        after = _passes.through(use, {**settings, **more}, artifact, context)
-    return int(report.measured.get("trainable", [0])[0]), after
-
-
 def best_rate(rows: Mapping[str, Row], cell: Cell) -> float | None:
     """Return the learning rate of the best tuning value with seed 0; the lower of equals, None before any was tried."""
     wanted = {"task": cell.task, "method": cell.method, "sparsity": cell.sparsity, "seed": 0}
@@ -127,11 +109,83 @@ def finished(rows: Mapping[str, Row], cell: Cell, seeds: int) -> list[Row]:
     return [rows[k] for k in keys if k in rows and "diverged" not in rows[k]]
 
 
-class Bench(Protocol):
-    """A task, and what is done with it."""
+class Bench(ABC):
+    """A task, and what is done with it.
+
+    Args:
+        setup: what all cells of a run share; its `steps`, `batch` and `held_out` (examples that choose the best state
+            alone) are those of every training.
+        training: the examples, as a source that passes can read.
+        tokens: the mean length of what the model is judged by.
+        sparsities: those to which what `full` has trained is pruned.
+    """
+
+    def __init__(self, setup: Any, training: Sized, tokens: int, sparsities: Sequence[float]) -> None:
+        self.setup, self.training, self.tokens, self.sparsities = setup, training, tokens, sparsities
+
+    @abstractmethod
+    def start(self, seed: int) -> Artifact:
+        """Return the model that cells of a seed begin with."""
+
+    @abstractmethod
+    def judged(self, artifact: Artifact) -> Row:
+        """Return what the task says of a model; the higher `tuning`, the better."""
 
     def run(self, cell: Cell) -> Iterator[Row]:
-        """Yield everything measured of a cell, its prunings after it; the higher `tuning`, the better."""
+        """Yield everything measured of a cell; after `full`, of its prunings by magnitude too."""
+        started, prunings = time.monotonic(), cell.prunings(self.sparsities)
+        try:
+            trainable, artifact = self.through(cell, self.start(cell.seed), self.setup.steps)
+        except Diverged as error:
+            yield from ({**named(c), "diverged": str(error), "tuning": -math.inf} for c in (cell, *prunings))
+            return
+        yield self._row(cell, artifact, trainable, started)
+        for pruned in prunings:
+            started = time.monotonic()
+            yield self._row(pruned, self.through(pruned, artifact, 0)[1], trainable, started)
+
+    def through(self, cell: Cell, artifact: Artifact, steps: int, **more: Any) -> tuple[int, Artifact]:
+        """Run the cell's pass on a copy, as the pipeline would, with more of its settings.
+
+        Returns:
+            The number of parameters that the pass says it trains, and the artifact after it.
+        """
+        use, settings = cell.settings(steps, self.setup.batch, self.setup.held_out / len(self.training))
+        again, report = artifact.after(model=copy.deepcopy(artifact.model)), QuietReport()
+        with tempfile.TemporaryDirectory() as folder:
+            data = cast(Any, {"training": self.training})
+            context = Context(folder=Path(folder), seed=cell.seed, data=data, report=report)
+            after = _passes.through(use, {**settings, **more}, again, context)
+        return int(report.measured.get("trainable", [0])[0]), after
+
+    @cached_property
+    def dense_flops(self) -> int:
+        """What the model takes before anything is pruned."""
+        return flops(self.start(0).model, self.tokens)
+
+    def _row(self, cell: Cell, artifact: Artifact, trainable: int, started: float) -> Row:
+        model, masks = artifact.model, artifact.masks
+        return {
+            **named(cell),
+            **self.judged(artifact),
+            "trainable": trainable,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "zeros": sum(1 - m.float().mean().item() for m in masks.values()) / max(len(masks), 1),
+            "flops": self.dense_flops,
+            "flops_kept": flops(model, self.tokens),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+
+def flops(model: PreTrainedModel, tokens: int) -> int:
+    """Return the products and sums of the blocks for one sequence, those of zero weights left out.
+
+    Two for each weight and token, four for each pair of tokens and each channel of the attention (its scores and their
+    use); norms, activations, embeddings and the head are left out.
+    """
+    channels = sum(block.heads * block.head_dim for block in tree.layout(model))
+    weights = sum(int(m.weight.count_nonzero()) for m in tree.block_linears(model).values())
+    return 2 * tokens * weights + 4 * tokens**2 * channels
 
 
 class Runner:
@@ -141,13 +195,10 @@ class Runner:
         results: where finished cells are.
         deadline: `time.monotonic()` after which no cell starts.
         grid: the learning rates that are tried, by method.
-        sparsities: those of the prunings that a bench yields after `full`.
     """
 
-    def __init__(
-        self, results: Results, deadline: float, grid: Mapping[str, Sequence[float]], sparsities: Sequence[float]
-    ) -> None:
-        self.results, self.deadline, self.grid, self.sparsities = results, deadline, grid, sparsities
+    def __init__(self, results: Results, deadline: float, grid: Mapping[str, Sequence[float]]) -> None:
+        self.results, self.deadline, self.grid = results, deadline, grid
 
     def run(self, bench: Bench, cell: Cell) -> None:
         """Finish the cell at its tuned learning rate; with seed 0 that is the tuning itself.
@@ -162,7 +213,7 @@ class Runner:
             self._finish(bench, cell.at(lr=lr))
 
     def _finish(self, bench: Bench, cell: Cell) -> None:
-        if all(c.key in self.results.rows for c in (cell, *cell.prunings(self.sparsities))):
+        if all(c.key in self.results.rows for c in (cell, *cell.prunings(bench.sparsities))):
             return
         if time.monotonic() > self.deadline:
             raise TimeoutError

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks._ledger import Results, conclude
 from benchmarks._methods import Runner, middle, recorded
 from benchmarks.glue import latency, report
-from benchmarks.glue.cells import GRID, SEEDS, SPARSITIES, TASKS, cells
+from benchmarks.glue.cells import GRID, SEEDS, TASKS, cells
 from benchmarks.glue.measure import Bench, Setup
 from compress import loading
 
@@ -71,7 +71,7 @@ def work(given: Any, path: Path) -> bool:
     )  # fmt: skip
     results = Results(path, recorded(setup))
     deadline = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
-    runner = Runner(results, deadline, middle(GRID) if given.quick else GRID, SPARSITIES)
+    runner = Runner(results, deadline, middle(GRID) if given.quick else GRID)
     with tempfile.TemporaryDirectory() as folder:
         benches = {t: Bench(setup, t, Path(folder)) for t in given.tasks}
         for task, bench in benches.items():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,6 @@ import torch
 
 from benchmarks import _methods
 from benchmarks._ledger import Row
-from benchmarks._methods import Cell, named
-from benchmarks.glue.measure import flops
 from benchmarks.nlg import pairs, text
 from benchmarks.nlg.cells import SPARSITIES
 from benchmarks.perp.measure import Part
@@ -27,7 +22,7 @@ from compress.context import Context
 from compress.contracts import Exporter, Target
 from compress.data import encode_answer
 from compress.engines import Engines
-from compress.errors import BadData, Diverged
+from compress.errors import BadData
 from compress.evaluate import evaluate
 from compress.generate import tokens
 from passes._train import draw
@@ -65,11 +60,10 @@ class Setup:
     written: int
 
 
-class Bench:
+class Bench(_methods.Bench):
     """The decoder, one task, and what is done with both."""
 
     def __init__(self, setup: Setup, task: str, cache: Path) -> None:
-        self.setup = setup
         model, self.tokenizer = loading.open_source(setup.model, "causal-lm")
         self.dense = Artifact(model=model, tokenizer=self.tokenizer)
         folder = Path(setup.data) / task
@@ -78,7 +72,7 @@ class Bench:
             raise BadData(f"{told}: {len(known)} inputs are too few; give more than the {_TUNING} that choose the rate")
         self.test = _some(new, setup.test)
         known = _some(known, setup.train + _TUNING if setup.train else 0)
-        self.tuning, self.training, self.evaluation = (
+        self.tuning, (training, owners), self.evaluation = (
             pairs.examples(rows, self.tokenizer, setup.length, cache / f"{task}-{name}.jsonl", most)
             for name, rows, most in (
                 ("tuning", known[:_TUNING], setup.references),
@@ -87,29 +81,24 @@ class Bench:
             )
         )
         self.about: Row = {
-            "training": [told.name, len(known) - _TUNING, len(self.training[1])],
+            "training": [told.name, len(known) - _TUNING, len(owners)],
             "test": [asked.name, len(self.test), len(self.evaluation[1])],
             "digest": files.digest_of([files.sha256(p) for p in (told, asked)])[:12],
         }
+        length = round(float(self.evaluation[0].lengths.float().mean()))
+        super().__init__(setup, Part(training, range(len(owners))), length, SPARSITIES)
 
-    def run(self, cell: Cell) -> Iterator[Row]:
-        """Yield everything measured of a cell; after `full`, of its prunings by magnitude too."""
-        started, prunings = time.monotonic(), cell.prunings(SPARSITIES)
-        try:
-            trainable, artifact = self.through(cell, self.dense, self.setup.steps)
-        except Diverged as error:
-            yield from ({**named(c), "diverged": str(error), "tuning": -math.inf} for c in (cell, *prunings))
-            return
-        yield self._row(cell, artifact, trainable, started)
-        for pruned in prunings:
-            started = time.monotonic()
-            yield self._row(pruned, self.through(pruned, artifact, 0)[1], trainable, started)
+    def start(self, seed: int) -> Artifact:
+        """Return the decoder."""
+        return self.dense
 
-    def through(self, cell: Cell, artifact: Artifact, steps: int) -> tuple[int, Artifact]:
-        """Run the cell's pass on a copy; return what it says it trains, and the artifact."""
-        given, again = self.setup, artifact.after(model=copy.deepcopy(artifact.model))
-        training = Part(self.training[0], range(len(self.training[1])))
-        return _methods.through(cell, again, training, steps=steps, batch=given.batch, held_out=given.held_out)
+    def judged(self, artifact: Artifact) -> Row:
+        """Return the loss on the tuning pairs, what each test input's references cost, and what the texts come to."""
+        return {
+            **self.paid(artifact),
+            **text.counted(self.texts(artifact), [m.references for m in self.test]),
+            "tuning": -evaluate(artifact, self.tuning[0], "causal-lm")["nats_per_token"].value,
+        }
 
     def paid(self, artifact: Artifact) -> Row:
         """Return of each test input the `nats` and `tokens` of its references, their ends among them."""
@@ -136,22 +125,6 @@ class Bench:
                 engine.close()
         decode: Any = self.tokenizer.decode
         return [decode(ids, skip_special_tokens=True).strip() for ids in written]
-
-    def _row(self, cell: Cell, artifact: Artifact, trainable: int, started: float) -> Row:
-        model, masks = artifact.model, artifact.masks
-        length = round(float(self.evaluation[0].lengths.float().mean()))
-        return {
-            **named(cell),
-            **self.paid(artifact),
-            **text.counted(self.texts(artifact), [m.references for m in self.test]),
-            "tuning": -evaluate(artifact, self.tuning[0], "causal-lm")["nats_per_token"].value,
-            "trainable": trainable,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "zeros": sum(1 - m.float().mean().item() for m in masks.values()) / max(len(masks), 1),
-            "flops": flops(self.dense.model, length),
-            "flops_kept": flops(model, length),
-            "seconds": round(time.monotonic() - started, 1),
-        }
 
 
 def _some(meanings: Sequence[pairs.Meaning], count: int) -> list[pairs.Meaning]:

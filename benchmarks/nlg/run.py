@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks._ledger import Results, conclude
 from benchmarks._methods import Runner, middle, recorded
 from benchmarks.nlg import report, text
-from benchmarks.nlg.cells import GRID, SEEDS, SPARSITIES, TASKS, cells
+from benchmarks.nlg.cells import GRID, SEEDS, TASKS, cells
 from benchmarks.nlg.measure import Bench, Setup
 from compress import loading
 from compress.errors import UserFault
@@ -64,7 +64,7 @@ def work(given: Any, path: Path) -> bool:
     )  # fmt: skip
     results = Results(path, {**recorded(setup), "sacrebleu": version})
     deadline = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
-    runner = Runner(results, deadline, middle(GRID) if quick else GRID, SPARSITIES)
+    runner = Runner(results, deadline, middle(GRID) if quick else GRID)
     with tempfile.TemporaryDirectory() as folder:
         benches = {task: Bench(setup, task, Path(folder)) for task in given.tasks}
         for task, bench in benches.items():

@@ -10,10 +10,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks._ledger import Row
-from benchmarks._methods import SMALLER, Cell, best_rate
+from benchmarks._methods import SMALLER, Cell, best_rate, flops
 from benchmarks.glue import report
 from benchmarks.glue.cells import GRID, SPARSITIES, TASKS, cells
-from benchmarks.glue.measure import flops
 from compress import registry, tree
 from compress.artifact import Artifact
 from compress.contracts import Pass

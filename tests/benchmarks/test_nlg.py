@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,18 @@ def test_loss_and_texts_are_those_of_the_plain_model(bench: measure.Bench) -> No
 
 
 def test_a_cell_gives_its_row_and_those_of_its_prunings(bench: measure.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*given: Any) -> tuple[int, Artifact]:
+        time.sleep(0.2)
+        return through(*given)
+
+    through = bench.through
     monkeypatch.setattr(bench, "texts", lambda artifact: ["a dog"] * 3)  # engines are another test's
+    monkeypatch.setattr(bench, "through", slow)
     full, pruned = bench.run(Cell(task="e2e", method="full", lr=1e-3))
     assert (full["method"], full["zeros"], full["trainable"]) == ("full", 0, full["parameters"])
     assert (pruned["method"], pruned["zeros"]) == ("magnitude", 0.5)
     assert pruned["flops_kept"] < full["flops_kept"] == full["flops"] == pruned["flops"]
+    assert min(full["seconds"], pruned["seconds"]) >= 0.2, "the pass is timed too"
     assert full["nats"] != pruned["nats"]
     assert full["nats"] != bench.paid(bench.dense)["nats"]
 
