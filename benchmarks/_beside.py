@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import _cases, _score
-from benchmarks._ledger import Results, Row, publish
-from compress.errors import UserFault
+from benchmarks._ledger import Render, Results, conclude
 
 Work = Callable[[Any, Results, Path], None]
-Render = Callable[[Row, Mapping[str, Row]], str]
 
 
 def parser(about: str | None, folder: Path, quick: str) -> argparse.ArgumentParser:
@@ -45,15 +42,14 @@ def run(command: argparse.ArgumentParser, folder: Path, work: Work, render: Rend
     """
     given = _cases.parsed(command)
     path = folder / f"{given.case}{'-quick' if given.quick else ''}.jsonl"
-    try:
-        if not given.report:
-            case = _cases.of(given)
-            torch.set_num_threads(1)
-            results = Results(path, _cases.setup(case))
-            if "dense" not in results.rows:
-                losses = _score.window_losses(_score.open_model(case), _cases.ids_of(case)["evaluation"])
-                results.add({"key": "dense", "losses": [round(v, 6) for v in losses]})
-            work(given, results, case)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, render)
+
+    def whole() -> None:
+        case = _cases.of(given)
+        torch.set_num_threads(1)
+        results = Results(path, _cases.setup(case))
+        if "dense" not in results.rows:
+            losses = _score.window_losses(_score.open_model(case), _cases.ids_of(case)["evaluation"])
+            results.add({"key": "dense", "losses": [round(v, 6) for v in losses]})
+        work(given, results, case)
+
+    conclude(path, render, None if given.report else whole)

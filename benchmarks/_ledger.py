@@ -15,6 +15,7 @@ from compress import files
 from compress.errors import UserFault
 
 Row = dict[str, Any]
+Render = Callable[[Row, Mapping[str, Row]], str]  # of a setup and its rows, the page
 
 
 class Results:
@@ -66,23 +67,24 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in whole.splitlines()] if newline else []
 
 
-def publish(path: Path, render: Callable[[Row, Mapping[str, Row]], str]) -> None:
-    """Write the page of a results file beside it and print it; end the process where there are no results yet."""
-    lines = read(path)
-    if not lines:
+def conclude(path: Path, render: Render, work: Callable[[], None] | None) -> None:
+    """Do the work, unless only its page is asked for, and write and print the page of the results file.
+
+    Work that raises `TimeoutError` goes on the next time; a user's fault ends the process in one line.
+    """
+    finished = True
+    try:
+        if work:
+            work()
+    except TimeoutError:
+        finished = False
+    except UserFault as error:
+        sys.exit(f"error: {error}")
+    if not (lines := read(path)):
         sys.exit(f"error: {path}: no results yet")
     text = render(lines[0]["setup"], {line["key"]: line for line in lines[1:]})
     path.with_suffix(".md").write_text(text)
     print(f"\n{text}")
-
-
-def conclude(path: Path, render: Callable[[Row, Mapping[str, Row]], str], work: Callable[[], bool]) -> None:
-    """Do the work, which tells whether all of it is finished, and write the page; a user's fault is one line."""
-    try:
-        finished = work()
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, render)
     if not finished:
         print("not all cells are finished; the same command goes on")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks import _methods
-from benchmarks._methods import SMALLER, Cell
+from benchmarks._methods import SMALLER
 
 Kind = Literal["classification", "regression"]
 
@@ -48,8 +46,3 @@ TASKS = {
         Task("stsb", "regression", "pearson_spearman"),
     )
 }
-
-
-def cells(tasks: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """Yield what is trained, what matters most first."""
-    return _methods.cells(tasks, SPARSITIES, seeds)

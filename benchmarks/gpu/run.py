@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks._ledger import Results, Row, publish
+from benchmarks._ledger import Results, Row, conclude
 from benchmarks.gpu import engines, measure, plan, report
 from benchmarks.gpu.plan import DEMO
-from compress.errors import Unavailable, UserFault
+from compress.errors import Unavailable
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt")
@@ -75,8 +75,9 @@ def finish(results: Results, key: str, make: Callable[[], Row]) -> None:
         sys.exit(f"error: {why}")
 
 
-def work(results: Results, folder: Path, *, quick: bool) -> None:
+def work(path: Path, folder: Path, *, quick: bool) -> None:
     """Run what is not finished: engines one by one, then in turns those that passed, then the kit."""
+    results = Results(path, setup(quick=quick))
     windows, seconds = measure.examples(16 if quick else 64), 0.5 if quick else 2.0
     for change in plan.CHANGES:
         finish(results, f"torch/{change or 'dense'}", lambda c=change: _torch(c, windows))
@@ -120,12 +121,7 @@ def main() -> None:
         parser.error("--report needs --name, the results' name")
     name = given.name or re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()) + "-quick" * given.quick
     path = RESULTS / f"{name}.jsonl"
-    try:
-        if not given.report:
-            work(Results(path, setup(quick=given.quick)), given.work, quick=given.quick)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
+    conclude(path, report.render, None if given.report else lambda: work(path, given.work, quick=given.quick))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from benchmarks import _methods
-from benchmarks._methods import SMALLER, Cell
+from benchmarks._methods import SMALLER
 
 TASKS = {"e2e": "mr", "webnlg": "triples"}  # by its folder, the column that holds what is to be said
 SPARSITIES = (0.5,)
@@ -17,8 +14,3 @@ GRID: dict[str, tuple[float, ...]] = {
     "pst": (1e-3, 3e-3, 1e-2),
     SMALLER: (1e-3, 3e-3, 1e-2),
 }
-
-
-def cells(tasks: tuple[str, ...], seeds: int) -> Iterator[Cell]:
-    """Yield what is trained, what matters most first."""
-    return _methods.cells(tasks, SPARSITIES, seeds)

@@ -134,8 +134,8 @@ def recorded(setup: Setup) -> Row:
     }
 
 
-def work(given: Any, path: Path) -> bool:
-    """Run what is not finished; return whether all is."""
+def work(given: Any, path: Path) -> None:
+    """Run what is not finished, until the time is up."""
     setup = Setup(
         model=given.model, text=given.text, evaluation=given.evaluation or given.text, steps=given.steps,
         batch=given.batch, length=given.length, windows=given.windows,
@@ -145,23 +145,19 @@ def work(given: Any, path: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(setup, Path(folder))
         runner = Runner(bench, results, deadline, QUICK_GRID if given.quick else GRID)
-        try:
-            if not given.no_timing:  # first, so that a run that is cut short has them
-                for cell, model in clock.timed(setup.model, quick=given.quick):
-                    runner.time(cell, model, Path(folder))
-            for cell in cells_of(bench, given.quick):
-                if not given.patterns or cell.pattern in given.patterns:
-                    runner.run(cell)
-        except TimeoutError:
-            return False
-    return not given.patterns
+        if not given.no_timing:  # first, so that a run that is cut short has them
+            for cell, model in clock.timed(setup.model, quick=given.quick):
+                runner.time(cell, model, Path(folder))
+        for cell in cells_of(bench, given.quick):
+            if not given.patterns or cell.pattern in given.patterns:
+                runner.run(cell)
 
 
 def main() -> None:
     """Run what is asked and write the tables."""
     given = arguments()
     path = RESULTS / f"{given.name}.jsonl"
-    conclude(path, report.render, lambda: given.report or work(given, path))
+    conclude(path, report.render, None if given.report else lambda: work(given, path))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks import _cases
-from benchmarks._ledger import Results, Row, publish
+from benchmarks._ledger import Results, Row, conclude
 from benchmarks.puzzle import geometry, making, picture, report, timing
 from benchmarks.puzzle.cells import FULL, QUICK, Cell, Plan, cells
 from compress import files
@@ -40,13 +39,8 @@ def main() -> None:
     given = _cases.parsed(command)
     plan, name = (QUICK, f"{given.case}-quick") if given.quick else (FULL, given.case)
     path = given.results / f"{name}.jsonl"
-    try:
-        if not given.report:
-            torch.set_num_threads(1)
-            work(_cases.of(given), given.work / f"{name}-cells", plan, path)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
+    folder = given.work / f"{name}-cells"
+    conclude(path, report.render, None if given.report else lambda: work(_cases.of(given), folder, plan, path))
     picture.write(path)
 
 
@@ -59,6 +53,7 @@ def work(case: Path, folder: Path, plan: Plan, path: Path) -> None:
         plan: how much is run.
         path: of the results.
     """
+    torch.set_num_threads(1)
     setup: Row = {**_cases.setup(case), "plan": files.digest_of(dataclasses.asdict(plan))[:12]}
     setup |= {"heal": plan.heal, "batch": plan.batch, "bld": plan.bld}
     results = Results(path, setup)

@@ -20,10 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks._ledger import Results, Row, publish
+from benchmarks._ledger import Results, Row, conclude
 from benchmarks.solver import report
 from benchmarks.solver.instances import SHAPES, Shape, problem
-from compress.errors import UserFault
 from solvers import Problem, Solver, Unsolved, diverse, front, least
 from solvers.greedy import Greedy
 from solvers.lagrangian import Lagrangian
@@ -133,18 +132,17 @@ def main() -> None:
         "pulp": version("pulp"), "highspy": version("highspy") if len(backends) > 1 else None, "threads": 1,
         "limit_s": SECONDS, "python": sys.version.split()[0],
     }  # fmt: skip
-    try:
-        if not given.report:
-            results = Results(path, setup)
-            for cell in cells(given.quick, backends):
-                if cell.key not in results.rows:
-                    row = {"key": cell.key, "shape": cell.shape.name, "budgets": cell.budgets, "seed": cell.seed}
-                    row |= {"way": cell.way, **run(cell)}
-                    results.add(row)
-                    print(f"{cell.key}: {row['processor']:.2f} s, proven {row.get('proven')}", flush=True)
-    except UserFault as error:
-        sys.exit(f"error: {error}")
-    publish(path, report.render)
+
+    def work() -> None:
+        results = Results(path, setup)
+        for cell in cells(given.quick, backends):
+            if cell.key not in results.rows:
+                row = {"key": cell.key, "shape": cell.shape.name, "budgets": cell.budgets, "seed": cell.seed}
+                row |= {"way": cell.way, **run(cell)}
+                results.add(row)
+                print(f"{cell.key}: {row['processor']:.2f} s, proven {row.get('proven')}", flush=True)
+
+    conclude(path, report.render, None if given.report else work)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks._ledger import Row
-from benchmarks._methods import SMALLER, Cell, best_rate, flops
+from benchmarks._methods import SMALLER, Cell, best_rate, cells, flops
 from benchmarks.glue import report
-from benchmarks.glue.cells import GRID, SPARSITIES, TASKS, cells
+from benchmarks.glue.cells import GRID, SPARSITIES, TASKS
 from compress import registry, tree
 from compress.artifact import Artifact
 from compress.contracts import Pass
@@ -22,7 +22,7 @@ def test_every_cell_is_a_pass_with_settings_that_fit() -> None:
     shape: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
     with torch.device("meta"):
         wide = tree.facts(BertForSequenceClassification(BertConfig(num_hidden_layers=1, **shape)), "classification")
-    seen = list(cells(tuple(TASKS), 2))
+    seen = list(cells(tuple(TASKS), SPARSITIES, 2))
     assert len({c.key for c in seen}) == len(seen) == 2 * len(TASKS) * 7
     for cell in [c.at(lr=lr) for c in seen for lr in GRID[c.method]]:
         for each in (cell, *cell.prunings(SPARSITIES)):

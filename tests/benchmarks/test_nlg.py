@@ -17,9 +17,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks._ledger import Results, Row
-from benchmarks._methods import SMALLER, Cell, best_rate, middle
+from benchmarks._methods import SMALLER, Cell, best_rate, cells, middle
 from benchmarks.nlg import measure, pairs, report, run, text
-from benchmarks.nlg.cells import GRID, SPARSITIES, TASKS, cells
+from benchmarks.nlg.cells import GRID, SPARSITIES, TASKS
 from compress import loading, registry, tree
 from compress.artifact import Artifact
 from compress.contracts import Pass
@@ -31,7 +31,7 @@ def test_every_cell_is_a_pass_with_settings_that_fit_the_demo_model() -> None:
     maker: Any = AutoModelForCausalLM
     with torch.device("meta"):
         facts = tree.facts(maker.from_config(AutoConfig.from_pretrained(loading.DEMO)), "causal-lm")
-    seen = list(cells(tuple(TASKS), 2))
+    seen = list(cells(tuple(TASKS), SPARSITIES, 2))
     assert len({c.key for c in seen}) == len(seen) == 2 * len(TASKS) * 5
     for cell in [c.at(lr=lr) for c in seen for lr in GRID[c.method]]:
         for each in (cell, *cell.prunings(SPARSITIES)):

@@ -1,11 +1,11 @@
 """The PERP benchmark's own parts: its results survive kills, its formula is the pass's count, its shares are right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from benchmarks._ledger import Results, read
+from benchmarks._ledger import Results, Row, conclude, read
 from benchmarks.perp import cells, report
 from benchmarks.perp.cells import Cell
 from benchmarks.perp.measure import formula
@@ -32,6 +32,29 @@ def test_a_file_of_another_setup_is_refused(tmp_path: Path) -> None:
     Results(tmp_path / "run.jsonl", {"steps": 2})
     with pytest.raises(UserFault, match="steps 2 -> 3"):
         Results(tmp_path / "run.jsonl", {"steps": 3})
+
+
+def test_a_run_ends_with_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.jsonl"
+
+    def late() -> None:
+        Results(path, {"steps": 2}).add({"key": "a"})
+        raise TimeoutError
+
+    def other() -> None:
+        Results(path, {"steps": 3})
+
+    def page(setup: Row, rows: Mapping[str, Row]) -> str:
+        return f"{setup['steps']} steps: {', '.join(rows)}"
+
+    with pytest.raises(SystemExit, match=r"error: .*run\.jsonl: no results yet"):
+        conclude(path, page, None)
+    for work, told in ((late, True), (None, False)):
+        conclude(path, page, work)
+        assert path.with_suffix(".md").read_text() == "2 steps: a"
+        assert ("the same command goes on" in capsys.readouterr().out) == told
+    with pytest.raises(SystemExit, match=r"error: .*another setup"):
+        conclude(path, page, other)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
