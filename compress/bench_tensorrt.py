@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ import numpy as np
 import torch
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# What the names of kernels that leave zeros out, or multiply by codes, hold.
-USES = {"sparse": r"sparse", "low-bit": r"(?<![a-z])(?:int|i|s|u)[48](?!\d)|imma|weight.?only|fp[48]|e4m3|e2m1"}
 LOCAL = "local.json"  # written by kit.py, of a plan that was built on this machine
 _LEAST = (8, 0)  # capability that plans for all GPUs need
 TYPES = {
@@ -69,21 +66,6 @@ def invalid(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     return (
         f"{about['flavour']} {about['version']} takes the plan to be invalid on {torch.cuda.get_device_name()} ({why})"
     )
-
-
-def used(kernels: Mapping[str, str], eligible: Mapping[str, int]) -> list[str]:
-    """Return in words how many of the layers that could have such kernels do, by the kernels' names.
-
-    Args:
-        kernels: by layer; none where the runtime does not tell, as one that chooses while it loads.
-        eligible: layers, by what their kernels could be: a key of `USES`; nothing is said of 0.
-    """
-    told = []
-    for use, count in ((u, c) for u, c in eligible.items() if c):
-        found = sum(bool(re.search(USES[use], kernel.lower())) for kernel in kernels.values())
-        many = f"{found} of {count}" if kernels else f"unknown how many of {count}"
-        told.append(f"{many} eligible layers use {use} kernels")
-    return told
 
 
 class Session:
@@ -166,12 +148,17 @@ class Session:
         self.stream.synchronize()
         return {n: (t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for n, t in made.items()}
 
-    def kernels(self) -> dict[str, str]:
-        """Return by layer which kernel was chosen, where the runtime tells."""
+    def layers(self) -> list[dict[str, str]]:
+        """Return name, metadata and kernel of every layer, each empty where the engine inspector does not tell."""
         inspector = self.engine.create_engine_inspector()
         told = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON) or "{}")
+        keys = {"name": "Name", "metadata": "Metadata", "kernel": "TacticName"}
         layers = [layer for layer in told.get("Layers", ()) if isinstance(layer, dict)]
-        return {x["Name"]: x["TacticName"] for x in layers if x.get("Name") and x.get("TacticName")}
+        return [{ours: str(layer.get(theirs) or "") for ours, theirs in keys.items()} for layer in layers]
+
+    def kernels(self) -> dict[str, str]:
+        """Return by layer which kernel was chosen, or that it is unknown."""
+        return {layer["name"]: layer["kernel"] or "unknown" for layer in self.layers()}
 
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:

@@ -13,7 +13,7 @@ parity, no latency, and the report says so.
 
 Codes: symmetric ones of 4 and 8 bits, in groups that divide the inputs or whole rows, as DequantizeLinear; inputs stay
 floats.  Those of 8 bits may be floats (E4M3), for GPUs of compute capability 8.9 or later.  Zeros in 2:4: the builder
-may choose sparse kernels, and what it chose is known only where a GPU is.
+may choose sparse kernels, and what it chose is known only where a GPU is, as far as the names of kernels tell.
 
 Bytes: TensorRT writes memory that it never set into its plans: two builds have one size and differ in few bytes.  An
 engine is known by the digest of what it was made of, and a rerun keeps the file there is.
@@ -36,11 +36,13 @@ from compress.facts import Facts
 from exporters.tensorrt import _judge
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compress.artifact import Artifact
     from compress.context import Context
+    from exporters._graph import Graph
 
 GRAPH = "model.onnx"
-_KIT = Path(__file__).with_name("_kit.py")
 
 
 class TensorrtSettings(Settings):
@@ -111,10 +113,10 @@ class Tensorrt(Exporter):
             graph = _graph.decoder(artifact.model, target.precision, opset)
         else:
             graph = _graph.encoder(artifact.model, artifact.task, target.precision, opset)
-        inputs, eligible = graph.inputs(), {"sparse": _sparse(artifact), "low-bit": len(artifact.grids)}
+        inputs = graph.inputs()
         kernels = {n: _graph.Kernel("DequantizeLinear") for n in artifact.grids}
         written, sizes = _graph.with_codes(graph, artifact.grids, kernels) if kernels else (graph, {})
-        names = _graph.write(written, folder / GRAPH)
+        names, eligible = _graph.write(written, folder / GRAPH), _eligible(artifact, written)
         job: dict[str, Any] = {
             "flavour": flavour,
             "graph": GRAPH,
@@ -122,7 +124,7 @@ class Tensorrt(Exporter):
             "profiles": _job.profiles(inputs, target, known.positions, decoder=decoder),
             "compute_capabilities": list(self.settings.compute_capabilities),
             "eligible": eligible,
-            "sparse": self.settings.sparse == "on" or (self.settings.sparse == "auto" and eligible["sparse"] > 0),
+            "sparse": self.settings.sparse == "on" or (self.settings.sparse == "auto" and bool(eligible["sparse"])),
             "weight_streaming": self.settings.weight_streaming,
             "tolerance": vars(TOLERANCES[target.precision]),
         }
@@ -130,8 +132,10 @@ class Tensorrt(Exporter):
             files.write_json(folder / _job.JOB, job)
             arrays: dict[str, Any] = {**_cases.cases(artifact, *_job.limits(target, known.positions))}
             np.savez(folder / _job.CASES, allow_pickle=False, **arrays)
-            for source, name in ((_KIT, _job.KIT), (bench.__file__, None), (bench_tensorrt.__file__, None)):
-                shutil.copyfile(source, folder / (name or Path(source).name))
+            for script in (_job.KIT, _job.KERNELS):
+                shutil.copyfile(Path(__file__).with_name(f"_{script}"), folder / script)
+            for clock in (Path(bench.__file__), Path(bench_tensorrt.__file__)):
+                shutil.copyfile(clock, folder / clock.name)
         facts = {
             "clock": "tensorrt",
             "graph": GRAPH,
@@ -157,10 +161,10 @@ class Tensorrt(Exporter):
     def used(self, folder: Path) -> list[str]:
         """Return how many of the layers with zeros in 2:4, or codes, got kernels that use them, or that none knows."""
         from compress import bench_tensorrt, files
-        from exporters.tensorrt import _job
+        from exporters.tensorrt import _job, _kernels
 
         session = bench_tensorrt.Session(folder, files.read_json(folder / "engine.json"))
-        return bench_tensorrt.used(session.kernels(), files.read_json(folder / _job.JOB)["eligible"])
+        return _kernels.used(session.layers(), files.read_json(folder / _job.JOB)["eligible"])
 
     def open(self, folder: Path, target: Target) -> Engine:
         """Load the plan.
@@ -173,7 +177,27 @@ class Tensorrt(Exporter):
         return TensorrtEngine(folder)
 
 
-def _sparse(artifact: Artifact) -> int:
-    """Return how many linears have at most 2 weights of each 4 that follow each other along the inputs."""
-    masks = (artifact.masks[n] for n in artifact.masks)
-    return sum(m.shape[1] % 4 == 0 and bool((m.view(len(m), -1, 4).sum(-1) <= 2).all()) for m in masks)
+def _eligible(artifact: Artifact, graph: Graph) -> dict[str, dict[str, list[str]]]:
+    """Return by use of `_kernels` the linears that could have such kernels, and their nodes.
+
+    Sparse: those with at most 2 weights of each 4 that follow each other along the inputs.
+    """
+
+    def fits(mask: Tensor) -> bool:
+        return mask.shape[1] % 4 == 0 and bool((mask.view(len(mask), -1, 4).sum(-1) <= 2).all())
+
+    sparse = [n for n in artifact.masks if fits(artifact.masks[n])]
+    uses = {"sparse": sparse, "low-bit": list(artifact.grids)}
+    return {use: {n: _nodes(graph, n) for n in linears} for use, linears in uses.items()}
+
+
+def _nodes(graph: Graph, linear: str) -> list[str]:
+    """Return the names of a linear's product and of what makes the product's weight of codes, in this order."""
+    held = graph.model.graph.initializers
+    value = held.get(f"{linear}.codes", held.get(f"{linear}.weight"))
+    found: list[str] = []
+    while value is not None and (uses := list(value.uses())):
+        node = uses[0].node
+        found.insert(0, str(node.name))
+        value = node.outputs[0] if node.op_type == "DequantizeLinear" else None
+    return found or [linear]  # which no layer bears

@@ -17,8 +17,8 @@ from compress.errors import CompressError
 from exporters.tensorrt import _judge
 
 BATCH, LENGTH = 4, 1024  # most that a plan takes unless the target says so
-JOB, KIT, CASES, PLAN = "build.json", "kit.py", "cases.npz", "model"
-FILES = (JOB, KIT, CASES, "bench.py", "bench_tensorrt.py")
+JOB, KIT, KERNELS, CASES, PLAN = "build.json", "kit.py", "kernels.py", "cases.npz", "model"
+FILES = (JOB, KIT, KERNELS, CASES, "bench.py", "bench_tensorrt.py")
 REFUSED = 3  # exit status of the script
 Range = tuple[int, int, int]  # least, usual, most
 

@@ -26,7 +26,7 @@ from compress.engines import Engines, parity
 from compress.errors import BadModel, BadSettings, ParityError, Unavailable
 from compress.facts import Facts, GridFact
 from exporters import _graph
-from exporters.tensorrt import _cases, _engine, _job, _judge
+from exporters.tensorrt import _cases, _engine, _job, _judge, _nodes
 from tests.conftest import a_grid, quantized, uneven
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -153,7 +153,20 @@ def test_codes_of_8_bits_in_rows_zeros_in_2_4_and_every_flag(tiny: Any, tmp_path
     assert about["compute_capabilities"] == ["8.6", "8.9"]
     assert about["profiles"]["prefill"]["input_ids"] == [[1, 1], [1, 8], [2, 32]]
     job = files.read_json(tmp_path / "e" / "build.json")
-    assert job["eligible"] == {"sparse": 3, "low-bit": len(linears)}
+    nodes = {n: [f"{n}.MatMul.1", f"{n}.DequantizeLinear.0"] for n in linears}
+    assert job["eligible"] == {"sparse": {n: nodes[n] for n in masks}, "low-bit": nodes}
+    made = {n.name for n in onnx.load(tmp_path / "e" / "model.onnx").graph.node}
+    assert {n for every in nodes.values() for n in every} <= made
+
+
+def test_the_product_of_a_linear_is_found_in_the_graph(folder: Path, tiny: Any) -> None:
+    graph = _graph.Graph(model=onnx_ir.load(folder / "model.onnx"))
+    made = {n.name: n for n in graph.model.graph}
+    for name in tree.block_linears(tiny("llama").model):
+        (product,) = _nodes(graph, name)
+        assert made[product].op_type in ("MatMul", "Gemm")
+        assert made[product].inputs[1] is graph.model.graph.initializers[f"{name}.weight"]
+    assert _nodes(graph, "nowhere") == ["nowhere"]
 
 
 def test_codes_that_are_floats(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
