@@ -25,10 +25,16 @@ def lay(root: Path, artifact: Artifact) -> Path:
     return root
 
 
-def head(run: Path, model: Path, text: Path, compute: str = "threads = 1", **windows: int) -> str:
+def head(run: Path, model: Path, text: Path, compute: str = "threads = 1", task: str = "", **windows: int) -> str:
     """Return how a pipeline file begins: all but passes, targets and exports; `windows` are those of each data."""
+    kind = f'task = "{task}"\n' if task else ""
     data = (f'[data.{n}]\nsource = "{text}"\nwindows = {count}\nlength = 32\n' for n, count in windows.items())
-    return f'\n[run]\nfolder = "{run}"\n[compute]\n{compute}\n[model]\nsource = "{model}"\n{"".join(data)}'
+    return f'\n[run]\nfolder = "{run}"\n[compute]\n{compute}\n[model]\nsource = "{model}"\n{kind}{"".join(data)}'
+
+
+def steps_in(run: Path) -> list[str]:
+    """Return the names of the steps that a run folder keeps, without their keys: `01-dense`."""
+    return sorted(step.name.rpartition("-")[0] for step in (run / "steps").iterdir())
 
 
 def install(site: Path, module: str, code: str, **passes: str) -> None:

@@ -12,27 +12,13 @@ import pytest
 
 from compress import files, pipeline, settings
 from compress.artifact import Artifact
-from compress.data import DataSettings
 from compress.errors import BadPipeline
 from compress.evaluate import evaluate_path
 from compress.pipeline.console import Console
 from compress.pipeline.runner import Runner
+from tests.compress.conftest import head, lay
 
-FILE = """
-[run]
-folder = "{folder}"
-[compute]
-threads = 1
-[model]
-source = "{model}"
-task = "classification"
-[data.training]
-source = "{text}"
-length = 16
-[data.evaluation]
-source = "{text}"
-length = 16
-[[target]]
+REST = """[[target]]
 name = "laptop"
 prompt = 8
 [[pass]]
@@ -55,15 +41,13 @@ use = "onnx"
 @pytest.fixture(scope="module")
 def write(tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a writer of files that tune a tiny classifier and prune it."""
-    root = tmp_path_factory.mktemp("ground")
-    artifact = tiny("bert")
-    artifact.model.save_pretrained(root / "model")
-    artifact.tokenizer.save_pretrained(root / "model")
+    root = lay(tmp_path_factory.mktemp("ground"), tiny("bert"))
     rows = [{"text": word * (i + 1), "label": i % 2} for i in range(12) for word in ("fox ", "dog ")]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(folder: Path, marks: str = "dense = true", changes: tuple[str, str] = ("", "")) -> Path:
-        text = FILE.format(folder=folder, model=root / "model", text=root / "rows.jsonl", marks=marks)
+        begun = head(folder, root / "model", root / "rows.jsonl", task="classification", training=24, evaluation=24)
+        text = begun + REST.format(marks=marks)
         path = folder.with_suffix(".toml")
         path.write_text(text.replace(*changes) if changes[0] else text)
         return path
@@ -81,7 +65,7 @@ def test_all_is_measured_beside_what_the_marked_pass_left(finished: pipeline.Run
     assert [s.name for s in finished.steps] == ["model", "tuned", "magnitude"]
     first, tuned, _ = finished.steps
     data = finished.report["quality"]["data"]
-    source = DataSettings(source=str(_source(finished)), length=16, windows=256)
+    source = settings.read(finished.folder.with_suffix(".toml")).data["evaluation"]
     beside = {m["name"]: m["value"] for m in finished.report["quality"]["dense"]}
     assert evaluate_path(tuned.folder, source)["accuracy"].value == beside["accuracy"]
     assert "dense: the model after tuned" in data
@@ -89,10 +73,6 @@ def test_all_is_measured_beside_what_the_marked_pass_left(finished: pipeline.Run
     assert (Artifact.load(first.folder).tensor(name) != Artifact.load(tuned.folder).tensor(name)).any()
     made = {n: files.read_json(f / "step.json")["source"] for n, f in finished.engines.items()}
     assert made == {"laptop": "magnitude", "laptop-dense": "tuned"}
-
-
-def _source(run: pipeline.Run) -> str:
-    return settings.read(run.folder.with_suffix(".toml")).data["evaluation"].source
 
 
 def test_passes_are_handed_the_marked_model_as_parent(finished: pipeline.Run, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from compress.gain import Factor, Gain
 from compress.measure import Figures, Measurement, Phase, Time
 from compress.report import gains as page
 from compress.settings.expecting import Expect
+from tests.compress.conftest import head, install, lay
 from tests.conftest import branched, quantized
 
 # -- the verdict -------------------------------------------------------------------------------------------------------
@@ -165,31 +166,6 @@ def test_zeros_without_kernels_are_called_what_they_are(tiny: Callable[..., Arti
 
 # -- what a file may say -----------------------------------------------------------------------------------------------
 
-FILE = """
-[run]
-folder = "{root}/run"
-{run}
-[compute]
-threads = 1
-[model]
-source = "{root}/model"
-[data.calibration]
-source = "{root}/text.txt"
-windows = 4
-length = 32
-[data.evaluation]
-source = "{root}/text.txt"
-windows = 4
-length = 32
-[data.training]
-source = "{root}/text.txt"
-windows = 8
-length = 32
-{target}
-{passes}
-[[export]]
-use = "{export}"
-"""
 TARGET = """[[target]]
 name = "laptop"
 prompt = 16
@@ -228,21 +204,18 @@ class Slow(Pass):
 def write(tiny: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Return a maker of pipeline files about a tiny model, with a third party's pass that slows the engine down."""
     site = tmp_path / "site"
-    (site / "slow_pass-1.0.dist-info").mkdir(parents=True)
-    (site / "slow_pass.py").write_text(CODE)
-    (site / "slow_pass-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: slow_pass\nVersion: 1.0\n")
-    (site / "slow_pass-1.0.dist-info" / "entry_points.txt").write_text("[compress.passes]\nslow = slow_pass:Slow\n")
+    install(site, "slow_pass", CODE, slow="Slow")
     monkeypatch.syspath_prepend(str(site))
     artifact = tiny("llama-tied")
     blocks.drop_(artifact.model, [1])  # half the time that an export takes
-    artifact.model.save_pretrained(tmp_path / "model")
-    artifact.tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog; a model is pruned. " * 60)
+    lay(tmp_path, artifact)
 
     def make(passes: str, run: str = "", export: str = "onnx", name: str = "pipeline") -> Path:
-        path = tmp_path / f"{name}.toml"
+        path, text = tmp_path / f"{name}.toml", tmp_path / "text.txt"
+        begun = head(tmp_path / "run", tmp_path / "model", text, calibration=4, evaluation=4, training=8)
         target = TARGET if export == "onnx" else ""
-        path.write_text(FILE.format(root=tmp_path, passes=passes, run=run, export=export, target=target))
+        rest = f'{target}{passes}\n[[export]]\nuse = "{export}"\n'
+        path.write_text(begun.replace("[run]\n", f"[run]\n{run}\n") + rest)
         return path
 
     return make

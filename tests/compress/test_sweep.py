@@ -17,7 +17,7 @@ from compress.cli import cli
 from compress.errors import BadPipeline
 from compress.measure import Measurement
 from compress.sweep.points import points
-from tests.compress.conftest import head, install, lay
+from tests.compress.conftest import head, install, lay, steps_in
 from tests.compress.test_sweep_loop import measurement
 
 CODE = '''
@@ -162,8 +162,8 @@ def test_a_failed_point_leaves_the_others(swept: tuple[Path, Result, dict[str, A
 
 def test_what_points_share_is_made_once(swept: tuple[Path, Result, dict[str, Any]]) -> None:
     folder, result, _ = swept
-    steps = sorted(p.name[:-13] for p in (folder / "steps").iterdir())
-    assert steps == ["01-dense", "02-magnitude", "03-pick", "03-pick"], "what follows does not heal, and was left out"
+    kept = ["01-dense", "02-magnitude", "03-pick", "03-pick"]
+    assert steps_in(folder) == kept, "what follows does not heal, and was left out"
     assert result.output.count("scores made") == result.output.count("scores read") == 1
     assert [p.name for p in (folder / "engines").iterdir()] == ["here-dense"]
     assert not (folder / "partial").exists()
@@ -183,9 +183,9 @@ def test_the_page_has_plot_and_table(swept: tuple[Path, Result, dict[str, Any]])
 
 def test_again_makes_nothing(swept: tuple[Path, Result, dict[str, Any]], write: Callable[[str], Path]) -> None:
     folder, _, before = swept
-    clocked, steps = len(CLOCKED), len(list((folder / "steps").iterdir()))
+    clocked, kept = len(CLOCKED), steps_in(folder)
     assert call("sweep", write(SWEEP.replace(', "greedy"', "").replace('{ decode = "0.2x" }, ', ""))).exit_code == 0
-    assert (len(CLOCKED), len(list((folder / "steps").iterdir()))) == (clocked, steps)
+    assert (len(CLOCKED), steps_in(folder)) == (clocked, kept)
     content = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert content["points"] == [before["points"][1]]
 

@@ -19,23 +19,13 @@ from compress import files, folders, pipeline, settings
 from compress.cli import cli
 from compress.engines import importing
 from compress.errors import BadModel, BadPipeline
+from tests.compress.conftest import head, lay
 from tests.exporters.test_tensorrt import Graph, no_gpu
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
 
 UNKNOWN = "unknown how many of 28 eligible layers use sparse kernels"
-FILE = """
-[run]
-folder = "{folder}"
-[compute]
-threads = 1
-[model]
-source = "{model}"
-[data.evaluation]
-source = "{text}"
-windows = 4
-length = 32
-[[target]]
+REST = """[[target]]
 name = "gpu"
 runtime = "tensorrt-rtx"
 device = "cuda"
@@ -134,12 +124,8 @@ def test_results_of_another_engine_or_none_are_refused(folder: Path, tmp_path: P
 @pytest.fixture(scope="module")
 def ground(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline file for a GPU that is not here, with its model and text."""
-    root = tmp_path_factory.mktemp("ahead")
-    artifact = tiny("llama-tied")
-    artifact.model.save_pretrained(root / "model")
-    artifact.tokenizer.save_pretrained(root / "model")
-    (root / "text.txt").write_text("the quick brown fox jumps over the lazy dog, and nobody knows why. " * 60)
-    (root / "run.toml").write_text(FILE.format(folder=root / "run", model=root / "model", text=root / "text.txt"))
+    root = lay(tmp_path_factory.mktemp("ahead"), tiny("llama-tied"))
+    (root / "run.toml").write_text(head(root / "run", root / "model", root / "text.txt", evaluation=4) + REST)
     return root
 
 
