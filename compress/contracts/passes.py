@@ -88,7 +88,10 @@ class Pass(ABC):
         return facts
 
     def estimate(self, facts: Facts) -> Estimate:
-        """Return what the pass will cost on a model with these facts."""
+        """Return what the pass will cost on a model with these facts.
+
+        Of a pass that reads data, `positions` are the tokens of its longest sequences, whatever the model could take.
+        """
         bytes_ = 4 * facts.parameters
         return Estimate(peak_mib=bytes_ / 2**20, disk_mib=bytes_ / 2**20, seconds=bytes_ / 1e9)
 

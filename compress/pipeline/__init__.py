@@ -24,6 +24,7 @@ from compress import files, settings, tree
 from compress.artifact import Artifact
 from compress.context import Report
 from compress.contracts import Engine, Estimate, Exporter, Pass
+from compress.data.settings import DataSettings
 from compress.errors import BadModel, Interrupted, NoSpace
 from compress.facts import Facts
 from compress.pipeline import summary
@@ -129,9 +130,15 @@ def plan(pipeline: Path | str | Pipeline, *, folder: Path | str | None = None) -
         if known:
             reached = runner.step_folder(index, entry.name, runner.keys.pass_(entry, artifacts.digest(reached)))
             known = (reached / artifacts.CARD).exists()
-        estimate = entry.plugin.estimate(before)
+        estimate = entry.plugin.estimate(_met(before, entry.plugin, opened.data))
         steps.append(PlannedStep(index=index, name=entry.name, use=entry.use, cached=known, estimate=estimate))
     return steps
+
+
+def _met(facts: Facts, plugin: Pass, data: Mapping[str, DataSettings]) -> Facts:
+    """Return the facts as an estimate counts with them: with as many positions as the pass's longest data have."""
+    lengths = [data[role].length for role in plugin.data_uses()]
+    return facts.after(positions=max(lengths)) if lengths else facts
 
 
 def dry_run(pipeline: Path | str | Pipeline, *, report: Report | None = None) -> list[Dry]:

@@ -10,7 +10,7 @@ from compress.contracts import Estimate
 from compress.facts import Facts
 from passes._layerwise.settings import LayerwiseSettings
 
-_TOKENS = 64 * 1024  # of the calibration
+_WINDOWS = 128  # of the calibration
 
 
 def cost(
@@ -18,7 +18,7 @@ def cost(
 ) -> Estimate:
     """Return the cost: the model, what one linear's inputs and weight need, and two forwards of the calibration.
 
-    The calibration is counted with 64 Ki tokens, and a core with 3e10 products a second.
+    The calibration is counted with 128 windows, and a core with 3e10 products a second.
 
     Args:
         facts: of the model.
@@ -33,10 +33,11 @@ def cost(
     if not shapes:
         return Estimate(peak_mib=4 * tree.held(facts) / 2**20, disk_mib=model / 2**20, seconds=model / 1e9)
     widest, largest = max(i for _, i in shapes), max(map(math.prod, shapes))
-    hidden = 4 * _TOKENS * min(i for _, i in shapes) * (2 if settings.reference == "dense" else 1)
+    tokens = _WINDOWS * (facts.positions or 512)
+    hidden = 4 * tokens * min(i for _, i in shapes) * (2 if settings.reference == "dense" else 1)
     grams = sum(i * i for _, i in shapes) if gram else 0
     return Estimate(
         peak_mib=(4 * tree.held(facts) + hidden + 24 * largest + (16 * widest**2 if gram else 0)) / 2**20,
         disk_mib=(2 * model + kept + 2 * hidden) / 2**20,
-        seconds=(2 * _TOKENS * (2 * weights + grams) + work) / 3e10 + model / 1e9,
+        seconds=(2 * tokens * (2 * weights + grams) + work) / 3e10 + model / 1e9,
     )

@@ -32,7 +32,6 @@ from solvers.mip import Mip
 
 StepsOf = Callable[[Tensor, GridFact], Steps]
 
-_LENGTH = 256  # tokens of a window that estimates count with
 _LOGIT = 600  # products that take as long as the share of one logit in a distance
 
 
@@ -142,7 +141,8 @@ def with_choice(estimate: Estimate, facts: Facts, settings: QuantSettings) -> Es
         return estimate
     open_ = {n: f for n, f in planned(facts, settings).items() if f.others}
     units = {"layer": len(open_), "block": facts.blocks, "part": 2 * facts.blocks}[settings.choose]
-    tokens, width = settings.choose_windows * _LENGTH, min(i for _, i in facts.shapes.values())
+    tokens = settings.choose_windows * (facts.positions or 512)
+    width = min(i for _, i in facts.shapes.values())
     choices = len(set(settings.choices))
     head = math.prod(facts.head[1]) + _LOGIT / 2 * facts.vocabulary if facts.head else 0
     work = 2 * tokens * units * choices * (sum(map(math.prod, facts.shapes.values())) / 2 + head)

@@ -10,7 +10,7 @@ from passes._train.recipe import TrainSettings
 def cost(facts: Facts, settings: TrainSettings, trained: int, *, blockwise: bool = False) -> Estimate:
     """Return the cost; the classifier of a task model is not counted, for its size is not among the facts.
 
-    Sequences are counted with 512 tokens at most, and a core with 3e10 products a second.
+    A core is counted with 3e10 products a second.
 
     Args:
         facts: of the model.
@@ -21,7 +21,7 @@ def cost(facts: Facts, settings: TrainSettings, trained: int, *, blockwise: bool
     width = sum(inputs for _, inputs in facts.shapes.values())
     products = sum(out * inputs for out, inputs in facts.shapes.values())
     head = 0 if blockwise or facts.task != "causal-lm" else facts.vocabulary
-    tokens = settings.batch * min(facts.positions or 512, 512)
+    tokens = settings.batch * (facts.positions or 512)
     kept = 4 * tokens * (3 * width // (facts.blocks if blockwise else 1) + 3 * head)
     work = 3 * tokens * (products + head * width // len(facts.shapes)) * settings.steps * settings.accumulation
     return Estimate(

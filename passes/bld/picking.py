@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from compress import tree
@@ -14,7 +15,6 @@ from passes._library import Variant, joined
 from passes.bld.settings import BldSettings
 from profiles import hidden_of
 
-_TOKENS = 512  # of a sequence, at most
 _VALIDATIONS = 11  # of a training
 
 
@@ -38,7 +38,7 @@ def cost(facts: Facts, picks: Sequence[Pick], settings: BldSettings) -> Estimate
         picks: what is trained.
         settings: how.
     """
-    hidden, length = hidden_of(facts), min(facts.positions or _TOKENS, _TOKENS)
+    hidden, length = hidden_of(facts), facts.positions or 512
     parts = [[weights(facts, v.config, v.part) for v in pick] for pick in picks]
     whole = [sum(weights(facts, joined(pick[0].config, pick), part) for part in ("attention", "ffn")) for pick in picks]
     steps = settings.batch * settings.steps * settings.accumulation
@@ -49,7 +49,7 @@ def cost(facts: Facts, picks: Sequence[Pick], settings: BldSettings) -> Estimate
         trainable=max(map(sum, parts)),
         peak_mib=4 * (tree.held(facts) + 6 * largest + settings.batch * length * 16 * hidden) / 2**20,
         disk_mib=4 * (facts.parameters + trained + 3 * rows * hidden + 3 * largest) / 2**20,
-        seconds=tokens * sum(whole) / 3e10 + rows * facts.parameters / 3e10,
+        seconds=tokens * sum(whole) / 3e10 + rows * sum(map(math.prod, facts.shapes.values())) / 3e10,
     )
 
 

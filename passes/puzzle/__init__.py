@@ -50,8 +50,6 @@ from passes.puzzle.settings import PuzzleSettings
 from passes.puzzle.solving import Chosen, Program
 from passes.puzzle.states import Begun
 
-_LENGTH = 256  # tokens of a window that estimates count with
-
 
 class Puzzle(Pass):
     """Choose a variant, codes and zeros for every part of every block."""
@@ -122,7 +120,7 @@ class Puzzle(Pass):
         options = self._variants(facts) + 2 * facts.blocks * (len(given.precisions) + len(given.patterns))
         weights = sum(out * inputs for out, inputs in facts.shapes.values())
         head = facts.head[1][0] * facts.head[1][1] if facts.head else 0
-        tokens, width = given.windows * _LENGTH, min(inputs for _, inputs in facts.shapes.values())
+        tokens, width = given.windows * (facts.positions or 512), min(inputs for _, inputs in facts.shapes.values())
         model, held = 4 * facts.parameters, 4 * tokens * width * -(-options // facts.blocks)
         return Estimate(
             peak_mib=(2 * model + held) / 2**20,

@@ -67,10 +67,10 @@ class Structured(Pass):
         return plan(self.settings.asked, facts).facts
 
     def estimate(self, facts: Facts) -> Estimate:
-        """Return the cost, by a core of 3e10 products a second and sequences of 512 tokens at most."""
+        """Return the cost, by a core of 3e10 products a second."""
         given, after = self.settings, plan(self.settings.asked, facts).facts
         products = sum(out * inputs for out, inputs in facts.shapes.values())
-        tokens = given.batch * min(facts.positions or 512, 512)
+        tokens = given.batch * (facts.positions or 512)
         trained = 0
         if self._narrows() and given.criterion == "gates":
             trained = sum(given.rank * (out + inputs) for out, inputs in after.shapes.values())

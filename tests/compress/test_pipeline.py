@@ -115,6 +115,14 @@ def test_plan_tells_what_is_cached_and_what_is_not(finished: pipeline.Run, groun
     assert steps[-1].estimate.trainable > 0
 
 
+def test_plan_counts_the_tokens_that_are_read(ground: Path, tmp_path: Path) -> None:
+    """Not those that the model could take."""
+    path = write(ground, tmp_path / "run")
+    before = pipeline.plan(path)[-1].estimate.seconds
+    path.write_text(path.read_text().replace("length = 32", "length = 8"))
+    assert pipeline.plan(path)[-1].estimate.seconds == pytest.approx(before / 4)
+
+
 def test_changed_data_is_noticed_by_its_reader(finished: pipeline.Run, ground: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text((ground / "text.txt").read_text())
