@@ -155,10 +155,15 @@ def student(free: int) -> float:
     return STUDENT[free - 1] if free <= len(STUDENT) else 1.960 + 2.372 / free + 2.823 / free**2 + 2.310 / free**3
 
 
+def reach(count: int) -> float:
+    """Return half the 95 % interval of a mean of `count` values, in their standard deviations."""
+    return float(student(count - 1) / count**0.5)
+
+
 def compare(found: np.ndarray) -> dict[str, float]:
     """Return the time and its ratio to the reference's, with the 95 % interval, of what `medians` found."""
     logs = np.log(found[1:, 0] / found[1:, 1])
-    half = student(len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    half = reach(len(logs)) * logs.std(ddof=1)
     low, ratio, high = np.exp(logs.mean() + half * np.array([-1, 0, 1])).tolist()
     return {"ms": found[0, 0], "ratio": ratio, "ratio_low": low, "ratio_high": high}
 
