@@ -144,8 +144,7 @@ def spawn(args: argparse.Namespace, role: str, folders: Sequence[Path]) -> dict[
 
 def medians(own: list[list[Block]], reference: list[list[Block]], clock: str) -> np.ndarray:
     """Return median ms [1 + processes, (own, reference)]: of all blocks, then of each process, an only one in parts."""
-    blocks = [zip(*p) for p in zip(own, reference)]  # noqa: B905
-    pairs = [np.array([[np.median(b[clock]) for b in pair] for pair in process]) for process in blocks]
+    pairs = [np.array([[np.median(b[clock]) for b in pair] for pair in zip(*p)]) for p in zip(own, reference)]  # noqa: B905
     parts = pairs if len(pairs) > 1 else np.array_split(pairs[0], min(3, len(pairs[0])))
     return np.array([np.median(p, axis=0) for p in (np.concatenate(pairs), *parts)]) * 1e3
 
@@ -163,8 +162,7 @@ def reach(count: int) -> float:
 def compare(found: np.ndarray) -> dict[str, float]:
     """Return the time and its ratio to the reference's, with the 95 % interval, of what `medians` found."""
     logs = np.log(found[1:, 0] / found[1:, 1])
-    half = reach(len(logs)) * logs.std(ddof=1)
-    low, ratio, high = np.exp(logs.mean() + half * np.array([-1, 0, 1])).tolist()
+    low, ratio, high = np.exp(logs.mean() + reach(len(logs)) * logs.std(ddof=1) * np.array([-1, 0, 1])).tolist()
     return {"ms": found[0, 0], "ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
