@@ -30,11 +30,14 @@ class Ids:
 
 
 def context_of(
-    folder: Path, *, seed: int = 0, parent: Callable[[], Artifact] | None = None, **windows: Tensor
+    folder: Path, *, seed: int = 0, turn: int = 0, parent: Callable[[], Artifact] | None = None, **windows: Tensor
 ) -> Context:
-    """Return the surroundings of a step: ids by role (`calibration`, `training`), and what opens the dense parent."""
+    """Return the surroundings of a step: ids by role (`calibration`, `training`), and what opens the dense parent.
+
+    Of trainings one after the other each has a turn, 0, 1, 2, ..., so that they do not read the same first windows.
+    """
     data = {role: cast(Source, Ids(ids)) for role, ids in windows.items()}
-    return Context(folder=folder, data=data, seed=seed, parent=parent)
+    return Context(folder=folder, data=data, seed=seed, turn=turn, parent=parent)
 
 
 def through(use: str, settings: dict[str, Any], artifact: Artifact, context: Context) -> Artifact:

@@ -86,6 +86,7 @@ class Context:
         device: where tensors live while the pass works.
         dtype: the precision in which it computes.
         seed: of everything random in the step.
+        turn: how many steps before it trained on text, so that it reads this in another order than they did.
         folder: the step's own folder for checkpoints; survives a kill, vanishes when the step is finished.
         data: the sources by role (`calibration`, `training`); only those that the pass declares.
         report: where progress, notes and figures go.
@@ -103,6 +104,7 @@ class Context:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    turn: int = 0
     data: dict[str, Source] = field(default_factory=dict)
     report: Report = field(default_factory=QuietReport)
     engines: Engines | None = None

@@ -32,11 +32,16 @@ GRID = "W4 g128"
 PATTERNS = ("2:4", "50%")
 STEPS, QUICK_STEPS = 128, 24
 RATES, QUICK_RATES = (1e-3, 3e-3, 1e-2), (3e-3,)
-FULL_RATES = (3e-4, 1e-3, 3e-3)  # of a training of all weights
+FULL_RATES = (3e-4, 1e-3, 2e-3, 3e-3)  # of a training of all weights
 CONTROL = "dense, trained in full"
 Steps = tuple[tuple[str, dict[str, Any]], ...]
 SPARSE: Steps = (("sparsegpt", {}),)
-# Name in the tables -> passes; those that train take the cell's steps and learning rate.
+FULL: dict[str, Any] = {"method": "full"}
+STAY: dict[str, Any] = {"loss": "lm", "borders": "stay", "lr_steps": 0.06, "again": True}
+# Before the pruning, at a rate that stays high, with this share of the steps; it falls to 0 under the mask alone.
+DENSE_FIRST: Steps = (("recover", {**FULL, "schedule": "constant", "steps": 0.5}),)
+# Name in the tables -> passes; those that train take the cell's learning rate, and the share of its steps that `steps`
+# says, or else an equal one.
 CHAINS: dict[str, Steps] = {
     "sparsegpt, rtn": (*SPARSE, ("rtn", {})),
     "sparsegpt, gptq": (*SPARSE, ("gptq", {})),
@@ -52,8 +57,23 @@ CHAINS: dict[str, Steps] = {
         ("perp", {"train": ["norms", "mask_lora"], "rank": RANK, "mode": "reconstruct"}),
         ("l4q", {"loss": "kl"}),
     ),
-    "sparsegpt, recover full, l4q": (*SPARSE, ("recover", {"method": "full"}), ("l4q", {"loss": "lm"})),
-    CONTROL: (("recover", {"method": "full"}),),
+    "sparsegpt, recover full, l4q": (*SPARSE, ("recover", FULL), ("l4q", {"loss": "lm"})),
+    "dense first, sparsegpt, recover full, gptq": (*DENSE_FIRST, *SPARSE, ("recover", FULL), ("gptq", {})),
+    "dense first, sparsegpt, recover full, gptq, l4q stay": (
+        *DENSE_FIRST,
+        *SPARSE,
+        ("recover", {**FULL, "steps": 0.375}),
+        ("gptq", {}),
+        ("l4q", {**STAY, "steps": 0.125}),
+    ),
+    "dense first, sparsegpt, perp, gptq, l4q stay": (
+        *DENSE_FIRST,
+        *SPARSE,
+        ("perp", {"train": ["norms", "mask_lora"], "rank": RANK, "steps": 0.375}),
+        ("gptq", {}),
+        ("l4q", {**STAY, "steps": 0.125}),
+    ),
+    CONTROL: (("recover", FULL),),
     "dense, lora": (("perp", {"train": ["norms", "lora"], "rank": RANK}),),
 }
 TRAINS = ("perp", "l4q", "recover")
@@ -82,11 +102,12 @@ def cells(peers: Path | None, *, quick: bool) -> Iterator[Cell]:
     steps = QUICK_STEPS if quick else STEPS
     for pattern in PATTERNS[:1] if quick else PATTERNS:
         for name, uses in CHAINS.items():
-            dense = uses[0] != SPARSE[0]
+            dense = SPARSE[0] not in uses
             if not all(ready(use) for use, _ in uses) or (dense and pattern != PATTERNS[0]):
                 continue
             trained = sum(use in TRAINS for use, _ in uses)
-            rates = QUICK_RATES if quick else FULL_RATES if name == CONTROL else RATES
+            full = any(use == "recover" for use, _ in uses)
+            rates = QUICK_RATES if quick else FULL_RATES if full else RATES
             for rate in rates if trained else (None,):
                 yield Cell(_tools.OURS, name, "" if dense else pattern, 2 * steps if trained else 0, rate)
         for tool, chains in PEERS.items() if peers else ():
@@ -112,13 +133,13 @@ def run(results: Results, case: Path, peers: Path | None, *, quick: bool) -> Non
 def ours(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Row:
     """Run a chain of our passes; return its scores and the zeros of its files."""
     started, artifact = time.process_time(), opened(case)
-    uses = CHAINS[cell.chain]
-    each = cell.steps // max(sum(use in TRAINS for use, _ in uses), 1)
+    turn = 0
     try:
-        for use, settings in uses:
+        for use, settings in passes(cell):
             with tempfile.TemporaryDirectory() as folder:
-                context = context_of(Path(folder), parent=lambda: opened(case), **ids)
-                artifact = through(use, {**asked(use, cell, each), **settings}, artifact, context)
+                context = context_of(Path(folder), turn=turn, parent=lambda: opened(case), **ids)
+                artifact = through(use, settings, artifact, context)
+            turn += use in TRAINS
     except Diverged as error:
         return {"failed": str(error), "tuning": float("inf"), "seconds": time.process_time() - started}
     tuning = _score.window_losses(artifact.model, ids["calibration"])
@@ -127,13 +148,22 @@ def ours(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Row:
     return row | (files_of(artifact) if artifact.grids else {})
 
 
-def asked(use: str, cell: Cell, steps: int) -> Row:
-    """Return the settings of a pass of a chain: the pattern, the grid, and how it trains."""
+def passes(cell: Cell) -> Iterator[tuple[str, Row]]:
+    """Yield the passes of a chain with all their settings."""
+    uses = CHAINS[cell.chain]
+    equal = 1 / max(sum(use in TRAINS for use, _ in uses), 1)
+    for use, settings in uses:
+        found = {**asked(use, cell), **settings}
+        yield use, found | ({"steps": round(settings.get("steps", equal) * cell.steps)} if use in TRAINS else {})
+
+
+def asked(use: str, cell: Cell) -> Row:
+    """Return the settings of a pass that its cell tells: the pattern, the grid, and how it trains."""
     if use == "sparsegpt":
         return {"pattern": cell.pattern} if ":" in cell.pattern else {"sparsity": 0.5}
     found = Grid.of(GRID)._asdict() if use in ("rtn", "gptq", "l4q") else {}
     found |= {"rank": RANK} if use == "l4q" else {}
-    return found | ({"steps": steps, "lr": cell.lr, "batch": BATCH, "checkpoint_every": 10**6} if use in TRAINS else {})
+    return found | ({"lr": cell.lr, "batch": BATCH, "checkpoint_every": 10**6} if use in TRAINS else {})
 
 
 def files_of(artifact: Artifact) -> Row:

@@ -1,6 +1,7 @@
-"""Pruned 2:4, then trained further, beside the dense model trained as long on the same text.
+"""Pruned 2:4 and trained further, beside the dense model trained as long on the same text.
 
-Learning rates are chosen on the calibration windows, on which nothing trains, for the control as for the others.
+The steps are the same in all: those before the pruning, at a rate that stays high, and those under the mask.  Learning
+rates are chosen on the calibration windows, on which nothing trains, for the control as for the others.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from benchmarks import _cases, _score
 from benchmarks._ledger import Results, Row
 from benchmarks._passes import context_of, through
@@ -19,16 +22,21 @@ from benchmarks.masks.ours import asked
 from compress import loading, tree
 from compress.artifact import Artifact
 
+Settings = dict[str, Any]
 PATTERN = "2:4"
 CONTROL = "control"
-# Name in the tables -> the pass and its settings.
-TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
-    CONTROL: ("recover", {"method": "full"}),
-    "recover full": ("recover", {"method": "full"}),
-    "recover sparse_delta 25 %": ("recover", {"method": "sparse_delta", "share": 0.25}),
-    "perp norms + mask_lora": ("perp", {"train": ["norms", "mask_lora"]}),
+FULL: Settings = {"method": "full"}
+# Name in the tables -> the pass and its settings, and the share of the steps that come before, dense.
+TRAININGS: dict[str, tuple[str, Settings, float]] = {
+    CONTROL: ("recover", FULL, 0),
+    "recover full": ("recover", FULL, 0),
+    "recover sparse_delta 25 %": ("recover", {"method": "sparse_delta", "share": 0.25}, 0),
+    "perp norms + mask_lora": ("perp", {"train": ["norms", "mask_lora"]}, 0),
+    "half dense, recover full": ("recover", FULL, 0.5),
+    "3/4 dense, recover full": ("recover", FULL, 0.75),
+    "3/4 dense, perp norms + mask_lora": ("perp", {"train": ["norms", "mask_lora"]}, 0.75),
 }
-GRID = (3e-4, 1e-3, 3e-3)
+GRID = (3e-4, 1e-3, 2e-3, 3e-3)
 STEPS, QUICK_STEPS, BATCH = 256, 32, 16
 
 
@@ -44,6 +52,29 @@ class Training:
     def key(self) -> str:
         """Return its name in the results."""
         return f"trained/{self.name}/{self.steps}/{self.lr:g}"
+
+
+def passes(training: Training) -> Iterator[tuple[str, Settings]]:
+    """Yield the passes of a training, one after the other."""
+    use, settings, dense = TRAININGS[training.name]
+    given = {"lr": training.lr, "batch": BATCH, "checkpoint_every": 10**6}
+    before = round(dense * training.steps)
+    if before:
+        yield "recover", {**FULL, **given, "steps": before, "schedule": "constant"}
+    if training.name != CONTROL:
+        yield asked("sparsegpt", PATTERN)
+    yield use, {**settings, **given, "steps": training.steps - before}
+
+
+def trained(training: Training, case: Path, ids: Mapping[str, Tensor]) -> Artifact:
+    """Return what a training leaves."""
+    model, tokenizer = loading.open_source(str(case / "model"), "causal-lm")
+    artifact, turn = Artifact(model=model, tokenizer=tokenizer), 0
+    for use, settings in passes(training):
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = through(use, settings, artifact, context_of(Path(folder), turn=turn, **ids))
+        turn += "steps" in settings
+    return artifact
 
 
 def trainings(quick: bool) -> Iterator[Training]:
@@ -68,16 +99,8 @@ def run(results: Results, case: Path, *, quick: bool) -> None:
     for training in trainings(quick):
         if training.key in results.rows:
             continue
-        use, settings = TRAININGS[training.name]
-        model, tokenizer = loading.open_source(str(case / "model"), "causal-lm")
-        artifact = Artifact(model=model, tokenizer=tokenizer)
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            context = context_of(Path(folder), **ids)
-            if training.name != CONTROL:
-                artifact = through(*asked("sparsegpt", PATTERN), artifact, context)
-            given = {**settings, "steps": training.steps, "lr": training.lr, "batch": BATCH, "checkpoint_every": 10**6}
-            artifact = through(use, given, artifact, context)
+        artifact = trained(training, case, ids)
         row: Row = {"key": training.key, **asdict(training), "seconds": round(time.perf_counter() - started, 1)}
         tuning, losses = (_score.window_losses(artifact.model, ids[role]) for role in ("calibration", "evaluation"))
         row |= {"tuning": round(sum(tuning) / len(tuning), 6), "losses": [round(v, 6) for v in losses]}

@@ -77,9 +77,15 @@ class Keys:
                 "files": {key: files.sha256(path) for key, path in sorted(plugin.files().items())},
                 "code": [code_digest(m) for m in modules],
                 **({"dense": dense} if 0 < dense < entry.index else {}),
+                **({"turn": turn} if (turn := self.turn(entry)) else {}),
                 **self.surroundings(),
             }
         )
+
+    def turn(self, entry: Entry) -> int:
+        """Return how many passes before this one train on text as it does; 0 for one that does not."""
+        reads = [isinstance(e.plugin, Pass) and "training" in e.plugin.data_uses() for e in self.pipeline.passes]
+        return sum(reads[: entry.index - 1]) if reads[entry.index - 1] else 0
 
     def targets(self, plugin: Pass) -> Mapping[str, Target]:
         """Return the targets that a pass is about."""

@@ -116,6 +116,7 @@ class Runner:
             given.to_(context.device)
             about: dict[str, Any] = {
                 "facts": planned,
+                "turn": self.keys.turn(entry),
                 "targets": self.keys.targets(plugin),
                 "model": str(self.done[0].folder),
             }

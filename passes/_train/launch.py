@@ -95,6 +95,7 @@ def _write(use: str, settings: TeamSettings, artifact: Artifact, context: Contex
         "settings": settings.model_dump(mode="json"),
         "device": context.device.type,
         "seed": context.seed,
+        "turn": context.turn,
         "data": data,
     }
     files.write_json(context.folder / JOB, job)

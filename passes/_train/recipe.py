@@ -21,6 +21,7 @@ from compress.contracts import PassSettings
 Schedule = Literal["linear", "cosine", "constant"]
 
 STRIDE = 1_000_003  # between the seeds of two epochs or steps
+TURN = 15_485_863  # between those of two passes
 
 
 class TrainSettings(PassSettings):

@@ -20,7 +20,7 @@ from compress.context import Context
 from compress.data.examples import IGNORED
 from compress.errors import BadData, BadSettings
 from compress.facts import Task
-from passes._train.recipe import TrainSettings, draw, frozen, inputs_of
+from passes._train.recipe import TURN, TrainSettings, draw, frozen, inputs_of
 
 Objective = Literal["lm", "kl", "both"]  # the task's own loss, the distance to the parent's outputs, their sum
 
@@ -119,12 +119,16 @@ def parent_of(settings: TrainSettings, context: Context, what: str, *, key: str)
 def batches_of(
     artifact: Artifact, settings: TrainSettings, context: Context, rows: Sequence[int] | None = None
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return training batch i of some rows (None: of all), i = 0, 1, 2, ..., on the context's device."""
+    """Return training batch i of some rows (None: of all), i = 0, 1, 2, ..., on the context's device.
+
+    Passes of one chain that train one after the other read the rows in different orders: not the first ones each.
+    """
+    seed = context.seed + TURN * context.turn
     examples = context.data["training"].examples(artifact.tokenizer)
     rows = range(len(examples)) if rows is None else rows
 
     def batch_of(number: int) -> dict[str, Tensor]:
-        batch = examples.batch([rows[i] for i in draw(number, len(rows), settings.batch, context.seed)])
+        batch = examples.batch([rows[i] for i in draw(number, len(rows), settings.batch, seed)])
         return {n: t.to(context.device) for n, t in batch.items()}
 
     return batch_of

@@ -102,6 +102,7 @@ def _train(folder: Path, job: Any) -> None:
         folder=folder,
         device=team.device,
         seed=job["seed"],
+        turn=job["turn"],
         data=data,
         report=report,
         parent=lambda: Artifact.load(folder / "parent"),

@@ -30,11 +30,17 @@ def test_forms_are_read() -> None:
 
 
 def test_every_method_of_the_tables_is_a_pass_with_such_settings() -> None:
-    every = [step for steps in (*METHODS.values(), *chain.CHAINS.values()) for step in steps]
-    for use, settings in every:
+    chains = [list(chain.passes(chain.Cell("", name, "2:4", 256, 1e-3))) for name in chain.CHAINS]
+    for use, settings in (step for steps in (*METHODS.values(), *chains) for step in steps):
         if ready(use):
             found = registry.load("passes", use, Pass).Settings
             assert found(**settings).model_fields_set == settings.keys(), use
+
+
+def test_all_that_a_chain_trains_comes_to_the_steps_of_its_control() -> None:
+    for name in chain.CHAINS:
+        steps = [s["steps"] for use, s in chain.passes(chain.Cell("", name, "2:4", 256, 1e-3)) if use in chain.TRAINS]
+        assert sum(steps) == 256 or not steps, name
 
 
 def test_every_training_of_the_tables_is_of_a_rival_or_a_pass_with_such_settings() -> None:

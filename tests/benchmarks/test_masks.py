@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from benchmarks import _cases, _score
 from benchmarks._ledger import Row
-from benchmarks.masks import report, run
+from benchmarks.masks import report, run, trained
 from benchmarks.masks.ours import METHODS, asked
 from compress import loading, registry, tree
 from compress.contracts import Pass
@@ -65,3 +65,12 @@ def test_the_fixtures_tokenizer_gives_bytes() -> None:
     tokenizer = _cases._byte_tokenizer()
     assert len(tokenizer("a é\n")["input_ids"]) == 5
     assert tokenizer.decode(tokenizer("a é\n")["input_ids"]) == "a é\n"
+
+
+def test_what_is_trained_before_and_after_the_pruning_comes_to_the_steps_of_the_control() -> None:
+    for name in trained.TRAININGS:
+        found = list(trained.passes(trained.Training(name, 32, 1e-3)))
+        for use, settings in found:
+            assert registry.load("passes", use, Pass).Settings(**settings).model_fields_set == settings.keys()
+        assert sum(settings.get("steps", 0) for _, settings in found) == 32
+        assert [use for use, _ in found].count("sparsegpt") == (name != trained.CONTROL)

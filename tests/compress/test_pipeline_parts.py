@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from compress import settings
 from compress.errors import Busy
 from compress.pipeline import code
 from compress.pipeline.code import code_digest
 from compress.pipeline.console import Console
 from compress.pipeline.lock import locked
+from compress.pipeline.runner import Runner
 
 
 @pytest.fixture
@@ -103,3 +105,10 @@ def test_console_prints_plain_lines_when_piped_and_logs_them(tmp_path: Path) -> 
     assert console.notes == ["kept [all] zeros"]
     assert console.measured == {"loss": [1.5]}
     assert "kept [all] zeros" in (tmp_path / "run.log").read_text()
+
+
+def test_each_training_of_a_chain_has_a_turn_of_its_own() -> None:
+    opened = settings.read(Path(__file__).parents[2] / "examples" / "full.toml")
+    keys = Runner(opened, Path("x"), Console(Path("/dev/null"), quiet=True)).keys
+    turns = {e.name: keys.turn(e) for e in opened.passes}
+    assert turns == {"bld": 0, "puzzle": 0, "gkd": 1, "magnitude": 0, "perp": 2, "l4q": 3}

@@ -16,10 +16,22 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from benchmarks._passes import context_of
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from compress.errors import Diverged, Tampered
-from passes._train import Group, Trained, TrainSettings, divergence, draw, frozen, lr_factor, recomputed, train_
+from passes._train import (
+    Group,
+    Trained,
+    TrainSettings,
+    batches_of,
+    divergence,
+    draw,
+    frozen,
+    lr_factor,
+    recomputed,
+    train_,
+)
 
 LINE = torch.linspace(-1, 1, 8)
 
@@ -116,6 +128,19 @@ def test_epochs_and_seeds_differ_in_order() -> None:
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_trainings_of_one_chain_read_the_text_in_orders_of_their_own(
+    tiny: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """The second does not begin with what the first has read; each reads all before it reads anything again."""
+    artifact, windows = tiny("llama"), torch.arange(32).view(16, 2)
+    firsts = []
+    for turn in range(3):
+        batch_of = batches_of(artifact, TrainSettings(batch=4), context_of(tmp_path, turn=turn, training=windows))
+        firsts.append(batch_of(0)["input_ids"].tolist())
+        assert sorted(row for i in range(4) for row in batch_of(i)["input_ids"].tolist()) == windows.tolist()
+    assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
 
 
 def test_steps_are_those_of_adamw_written_out(tmp_path: Path) -> None:
