@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Task = Literal["causal-lm", "classification", "regression", "embedding"]
 Format = Literal["int", "fp8"]
+Activation = Literal["none", "dynamic", "static"]
 
 
 def said(bits: int | str, format_: Format) -> str:
@@ -33,7 +34,8 @@ class GridFact:
         group_size: inputs that share a scale; None = a whole row.
         zero: whether groups have a code of their own that stands for 0 (asymmetric).
         offset: whether groups have a real offset.
-        activation: what the linear is meant to read: floats (`none`), or integers of 8 bits (`dynamic`).
+        activation: what the linear is meant to read: floats (`none`), integers of 8 bits whose step is found when they
+            come (`dynamic`), or codes of 8 bits, of the weight's format, whose step is known before (`static`).
         format: what a code is: an integer, or a float of 8 bits (`fp8`: E4M3 without infinities).
         others: what it may turn out to be instead, where the pass chooses when it runs.
     """
@@ -42,7 +44,7 @@ class GridFact:
     group_size: int | None
     zero: bool = False
     offset: bool = False
-    activation: Literal["none", "dynamic"] = "none"
+    activation: Activation = "none"
     format: Format = "int"
     others: tuple[GridFact, ...] = ()
 

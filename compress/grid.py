@@ -3,25 +3,25 @@
 A weight is `scale * (code - zero)`, or `scale * code + offset`, with one scale (and zero, and offset) for every
 `group_size` neighbours along the inputs, the last group of a row being shorter where they do not divide it.  Codes are
 integers, or floats of 8 bits (E4M3 without infinities: 1 bit of sign, 4 of exponent, 3 of mantissa), which only scale.
-`compress/grids.py` keeps grids on disk.
+What a linear reads may be meant to become codes as well (`compress/reading.py`).  `compress/grids.py` keeps grids on
+disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from compress.errors import BrokenPromise
-from compress.facts import Format, GridFact
+from compress.facts import Activation, Format, GridFact
 
-Activation = Literal["none", "dynamic"]
 BITS = (2, 3, 4, 8)
 DTYPES: Mapping[Format, torch.dtype] = {"int": torch.int8, "fp8": torch.float8_e4m3fn}  # of codes
+FP8_MOST = 448.0  # the largest float of 8 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,14 @@ class Grid:
         bits: of a code: 2, 3, 4 or 8.
         group_size: inputs that share a scale; None = a whole row.
         codes: int8 `[out, in]`, from -2^(bits-1) to 2^(bits-1) - 1; or float8_e4m3fn, then of 8 bits, symmetric and
-            beside inputs that stay floats.
+            beside inputs that stay floats or are `static`.
         scale: float32 `[out, groups]`, above 0.
         zero: int8 `[out, groups]`, the code that stands for 0; None = 0 (symmetric).
         offset: float32 `[out, groups]`, added to the weight; None = none.  Never together with `zero`.
-        activation: what the linear reads: floats (`none`), or integers of 8 bits, scaled when they come (`dynamic`).
+        activation: what the linear reads: floats (`none`), integers of 8 bits, scaled when they come (`dynamic`), or
+            symmetric codes of 8 bits, of the weight's format, scaled by `input_scale` (`static`; the weight then has
+            8 bits, in whole rows).
+        input_scale: float32 scalar, above 0: what is read stands for its code times this; None unless `static`.
 
     Raises:
         ValueError: they do not fit each other, a code is out of range, or a scale is not finite and above 0.
@@ -49,6 +52,7 @@ class Grid:
     zero: Tensor | None = None
     offset: Tensor | None = None
     activation: Activation = "none"
+    input_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raise `ValueError` unless this is a grid."""
@@ -72,6 +76,7 @@ class Grid:
             raise ValueError("every scale must be finite and above 0")
         if self.offset is not None and not bool(self.offset.isfinite().all()):
             raise ValueError("every offset must be finite")
+        self._check_inputs()
         if self.codes.dtype != torch.int8:
             self._check_floats()
             return
@@ -80,9 +85,23 @@ class Grid:
             if given is not None and given.numel() and not low <= int(given.min()) <= int(given.max()) <= high:
                 raise ValueError(f"every {name} of {self.bits} bits must be from {low} to {high}")
 
+    def _check_inputs(self) -> None:
+        given = self.input_scale
+        if (given is not None) != (self.activation == "static"):
+            raise ValueError(f"static inputs have an input_scale and no others do, got {self.activation!r}")
+        if given is None:
+            return
+        if given.dtype != torch.float32 or given.dim():
+            raise ValueError(f"input_scale must be a torch.float32 scalar, got {given.dtype} {list(given.shape)}")
+        if not bool((given > 0) & given.isfinite()):
+            raise ValueError("input_scale must be finite and above 0")
+        if self.bits != 8 or self.zero is not None or self.offset is not None or self.scale.shape[1] != 1:
+            raise ValueError("static inputs go with symmetric codes of 8 bits in whole rows")
+
     def _check_floats(self) -> None:
-        if self.bits != 8 or self.zero is not None or self.offset is not None or self.activation != "none":
-            raise ValueError("codes that are floats have 8 bits, no zero, no offset, and beside them inputs are floats")
+        if self.bits != 8 or self.zero is not None or self.offset is not None or self.activation == "dynamic":
+            what = "codes that are floats have 8 bits, no zero, no offset"
+            raise ValueError(f"{what}, and beside them inputs are floats, or static")
         if bool(self.codes.float().isnan().any()):
             raise ValueError("every code must be a number")
 
@@ -126,6 +145,7 @@ class Grid:
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by the names of the attributes; without those that are None."""
         every = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "offset": self.offset}
+        every["input_scale"] = self.input_scale
         return {n: t for n, t in every.items() if t is not None}
 
     def _spread(self, values: Tensor) -> Tensor:

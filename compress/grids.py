@@ -107,7 +107,7 @@ def _packs(grid: Grid) -> bool:
 
 
 def _read(name: str, about: Mapping[str, Any], places: Mapping[str, Place]) -> Grid:
-    parts = ("codes", "scale", "zero", "offset")
+    parts = ("codes", "scale", "zero", "offset", "input_scale")
     found = {p: places[f"{name}.{p}"].read() for p in parts if f"{name}.{p}" in places}
     if found["codes"].dtype == torch.uint8:
         found["codes"] = unpack(found["codes"], about["bits"], about["shape"][1])

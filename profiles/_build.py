@@ -179,6 +179,7 @@ def grid_(linear: nn.Linear, kept: Tensor, fact: GridFact) -> Grid:
         bits=fact.bits, group_size=fact.group_size, codes=torch.where(kept, codes, at_zero).to(DTYPES[fact.format]),
         scale=(torch.rand(many) + 0.5) / (high * linear.in_features**0.5),
         zero=zero, offset=torch.zeros(many) if fact.offset else None, activation=fact.activation,
+        input_scale=torch.tensor(1 / 32) if fact.activation == "static" else None,
     )  # fmt: skip
     linear.weight.data = grid.dequantized()
     return grid

@@ -57,12 +57,13 @@ def of(fact: GridFact | None, floats: str = "fp32", *, exact: bool = False) -> s
     """Return the name for a linear's codes, or of floats where there are none.
 
     Raises:
-        BadSettings: codes are floats, which no profile tells of.
+        BadSettings: codes are floats, or inputs static, of which no profile tells.
     """
     if fact is None:
         return floats
-    if fact.format != "int":
-        raise BadSettings(f"profiles tell of {FORMS}, got codes of {fact.told}; measure the engine", key="precision")
+    if fact.format != "int" or fact.activation == "static":
+        what = f"codes of {fact.told}{', and inputs with static steps' if fact.activation == 'static' else ''}"
+        raise BadSettings(f"profiles tell of {FORMS}, got {what}; measure the engine", key="precision")
     group = f"-g{fact.group_size}" if fact.group_size else ""
     dynamic = fact.activation == "dynamic" and fact.bits == 8 and not group and not exact
     return f"int{fact.bits}{group}{'-dynamic' if dynamic else '-exact' if exact else ''}"

@@ -158,6 +158,7 @@ def a_grid(shape: tuple[int, int], fact: GridFact, mask: torch.Tensor | None = N
         bits=fact.bits, group_size=fact.group_size, codes=codes.to(DTYPES[fact.format]),
         scale=(torch.rand(many) + 0.5) / 2**fact.bits, zero=zero,
         offset=torch.randn(many) / 8 if fact.offset else None, activation=fact.activation,
+        input_scale=torch.tensor(1 / 32) if fact.activation == "static" else None,
     )  # fmt: skip
 
 

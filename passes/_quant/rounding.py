@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.facts import GridFact
-from compress.grid import DTYPES, Grid, bounds, groups, spread
+from compress.grid import DTYPES, FP8_MOST, Grid, bounds, groups, spread
 
 FLOOR = 2.0**-20  # of a scale, so that none vanishes in float16
-FP8_MOST = 448.0  # the largest float of 8 bits
 
 
 @dataclass(frozen=True)

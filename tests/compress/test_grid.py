@@ -32,7 +32,10 @@ FACTS = [
     GridFact(bits=4, group_size=16, offset=True),
     GridFact(bits=8, group_size=None, activation="dynamic"),
     GridFact(bits=8, group_size=7, format="fp8"),
+    GridFact(bits=8, group_size=None, activation="static"),
+    GridFact(bits=8, group_size=None, activation="static", format="fp8"),
 ]
+STATIC = {"bits": 8, "group_size": None, "scale": torch.ones(3, 1), "activation": "static"}
 
 
 def same(a: Grid, b: Grid) -> bool:
@@ -141,6 +144,13 @@ def _with(value: float) -> Tensor:
         ({"codes": torch.zeros(3, 20).to(FP8), "bits": 8, "activation": "dynamic"}, "beside them inputs are floats"),
         ({"codes": torch.full((3, 20), float("nan")).to(FP8), "bits": 8}, "every code must be a number"),
         ({"bits": 5}, "codes of 5 bits; there are grids of 2, 3, 4, 8"),
+        ({"input_scale": torch.tensor(1.0)}, "static inputs have an input_scale and no others do, got 'none'"),
+        (STATIC, "static inputs have an input_scale and no others do, got 'static'"),
+        (STATIC | {"input_scale": torch.ones(1)}, r"must be a torch.float32 scalar, got torch.float32 \[1\]"),
+        (STATIC | {"input_scale": torch.tensor(1)}, "must be a torch.float32 scalar, got torch.int64"),
+        (STATIC | {"input_scale": torch.tensor(0.0)}, "input_scale must be finite and above 0"),
+        (STATIC | {"input_scale": torch.tensor(float("nan"))}, "input_scale must be finite and above 0"),
+        ({"activation": "static", "input_scale": torch.tensor(1.0)}, "symmetric codes of 8 bits in whole rows"),
     ],
 )
 def test_what_is_no_grid(changes: dict[str, Any], message: str) -> None:

@@ -232,11 +232,13 @@ def test_names_of_precisions_and_shapes() -> None:
     for name in ("fp32", "int4-g128", "int8-dynamic", "int3", "int2-g16-exact"):
         grid = precision.parse(name).grid
         assert precision.of(grid, exact=name.endswith("-exact")) == name
-    for name in ("int1", "int4-g0", "int4-dynamic", "fp8", "int8-g32-dynamic"):
+    for name in ("int1", "int4-g0", "int4-dynamic", "fp8", "int8-g32-dynamic", "int8-static"):
         with pytest.raises(BadSettings, match=f"got '{name}'"):
             precision.parse(name)
     with pytest.raises(BadSettings, match=r"got codes of 8 bits \(fp8\); measure the engine"):
         precision.of(GridFact(bits=8, group_size=None, format="fp8"))
+    with pytest.raises(BadSettings, match="inputs with static steps; measure the engine"):
+        precision.of(GridFact(bits=8, group_size=None, activation="static"))
     assert parse("attention:64,4,2,16", "llama") == A.part
     assert parse("ffn:64,128", "llama") == F.part
     assert parse("linear:ffn,64", "llama") == Linear(family="llama", hidden=64, place="ffn")
