@@ -13,22 +13,26 @@ Option: `average_bits` gives each linear bits of its own, chosen exactly from wh
 calibration windows.
 
 Cost: a pass over the weights, some 80 with the search (with zeros three times that); no data.  With `average_bits` also
-half a forward of the windows for each linear and choice.
+half a forward of the windows for each linear and choice; with `activation = "static"` two forwards of them.
 Keeps: masks (a zero is code 0, or the group's own zero), biases, norms, embeddings and head.
-Helps: at 8 bits by whole rows next to nothing is lost, and with `activation = "dynamic"` linears read integers too; at
-4 bits in groups of 32 to 128 it is the baseline.  fp8 takes the room of 8 bits, and its steps are fine near 0: for rows
-with a few large weights, and GPUs of compute capability 8.9 or later; only the export to TensorRT takes it.
-Hurts: at 3 and 2 bits, where `gptq` with calibration data loses a fraction of it.  fp8 steps are coarse for rows whose
-weights are about as large as each other.
+Helps: at 8 bits by whole rows next to nothing is lost, and with `activation = "dynamic"` linears read integers too, or
+with "static" codes whose steps calibration windows give, block after quantized block, for TensorRT's tensor cores and
+onnxruntime's integer kernels; at 4 bits in groups of 32 to 128 it is the baseline.  fp8 takes the room of 8 bits, and
+its steps are fine near 0: for rows with a few large weights, and GPUs of compute capability 8.9 or later; only the
+export to TensorRT takes it.
+Hurts: at 3 and 2 bits, where `gptq` with calibration data loses a fraction of it; static steps where a few inputs are
+far larger than the rest, unless `smoothquant` came before.  fp8 steps are coarse for rows whose weights are about as
+large as each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress import tree
 from compress.artifact import Artifact
@@ -36,11 +40,13 @@ from compress.context import Context
 from compress.contracts import DataUse, Estimate
 from compress.errors import BadSettings
 from compress.facts import Facts, Format, GridFact
-from passes import _quant
-from passes._quant import Quantizer, QuantSettings, Steps
+from compress.grid import Grid
+from passes import _layerwise, _quant
+from passes._layerwise import Journal, Layer, LayerwiseSettings
+from passes._quant import StaticSettings, Steps, Walking
 
 
-class RtnSettings(QuantSettings):
+class RtnSettings(StaticSettings):
     """Settings of rounding to nearest."""
 
     steps: Literal["span", "search"] = Field(
@@ -56,17 +62,16 @@ class RtnSettings(QuantSettings):
         return self.format
 
 
-class Rtn(Quantizer):
-    """Round to nearest."""
+class Rtn(Walking):
+    """Round to nearest; only steps of inputs take a walk with calibration windows."""
 
     Settings = RtnSettings
     settings: RtnSettings
-    uses = frozenset[DataUse]({"calibration"})
-    streams = True
 
     def data_uses(self) -> frozenset[DataUse]:
-        """Return that calibration data are read where bits are chosen."""
-        return self.uses if self.settings.average_bits is not None else frozenset()
+        """Return that calibration data are read where bits are chosen, or inputs get steps."""
+        chosen = self.settings.average_bits is not None or self.settings.activation == "static"
+        return self.uses if chosen else frozenset()
 
     def plan(self, facts: Facts) -> Facts:
         """Return the facts with the grids to come; as every quantizer, and floats have no steps to search.
@@ -79,8 +84,11 @@ class Rtn(Quantizer):
         return super().plan(facts)
 
     def estimate(self, facts: Facts) -> Estimate:
-        """Return the cost: the model, and one linear at a time."""
+        """Return the cost: the model, and one linear at a time; or that of a walk."""
         planned = _quant.planned(facts, self.settings)
+        if self.settings.activation == "static":
+            kept = _quant.kept(facts, planned)
+            return _layerwise.cost(facts, planned, LayerwiseSettings(), gram=False, kept=kept)
         cost = _quant.cost(facts, planned, searched=self.settings.steps == "search")
         return _quant.with_choice(cost, facts, self.settings)
 
@@ -90,6 +98,8 @@ class Rtn(Quantizer):
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Round where the weights are, block by block."""
+        if self.settings.activation == "static":
+            return self.walked(artifact, LayerwiseSettings(), context, gram=False)
         planned, grids = self.resolved(artifact, context), artifact.new_grids()
         linears = tree.block_linears(artifact.model)
         with context.report.bar("linears", len(planned)) as bar:
@@ -97,11 +107,25 @@ class Rtn(Quantizer):
                 names = [n for n in planned if n.startswith(f"{block}.")]
                 with artifact.opened(block):
                     for name in names:
-                        _quant.finite(name, linears[name])
-                        weight = linears[name].weight.detach()
-                        made = _quant.grid(weight, self.steps(weight, planned[name]), planned[name])
+                        made = self._rounded(name, linears[name], planned[name])
                         _quant.put_(linears[name], made)
                         grids[name] = made.to(torch.device("cpu"))
                         bar.advance()
         self.tell(artifact, context, planned)
         return artifact.after(grids=grids)
+
+    def change_(
+        self, layers: Sequence[Layer], planned: Mapping[str, GridFact], artifact: Artifact, journal: Journal
+    ) -> dict[str, Grid]:
+        """Round them, whatever they read."""
+        made = {layer.name: self._rounded(layer.name, layer.linear, planned[layer.name]) for layer in layers}
+        for layer in layers:
+            journal.begin(layer.name)
+            journal.choose(layer, [("rounding to nearest", made[layer.name].dequantized())])
+            _quant.put_(layer.linear, made[layer.name])
+        return made
+
+    def _rounded(self, name: str, linear: nn.Linear, fact: GridFact) -> Grid:
+        _quant.finite(name, linear)
+        weight = linear.weight.detach()
+        return _quant.grid(weight, self.steps(weight, fact), fact)

@@ -11,8 +11,8 @@ Paper: Xiao et al. 2023, SmoothQuant (arXiv 2211.10438).
 Cost: two forwards of the calibration windows, block by block.
 Keeps: the function, up to rounding; masks, embeddings, head, and linears that are excluded: a pair is left alone unless
 all its linears are chosen.
-Helps: before a pass that has linears read integers (`rtn` or `gptq` with `bits = 8, activation = "dynamic"`), where few
-channels are far larger than the rest and so spoil the step that all share.
+Helps: before a pass that has linears read integers (`rtn` or `gptq` with `bits = 8` and `activation = "dynamic"` or
+"static"), where few channels are far larger than the rest and so spoil the step that all share.
 Hurts: weights take over what inputs lose, so that the fewer bits they get, the less it pays; models without outliers.
 """
 

@@ -7,7 +7,7 @@ held out: they travel alike, and what the linears read on them is for checking a
 
 from passes._layerwise.capture import Call, Chunk, calls, ended, lead, windows
 from passes._layerwise.cost import cost
-from passes._layerwise.inputs import Inputs, Layer, error
+from passes._layerwise.inputs import SIZE_BITS, Inputs, Layer, error
 from passes._layerwise.journal import Journal
 from passes._layerwise.observe import first, pass_, run
 from passes._layerwise.settings import REFERENCE, SEQUENTIAL, LayerwiseSettings
@@ -17,6 +17,7 @@ from passes._layerwise.walk import walk_
 __all__ = [
     "REFERENCE",
     "SEQUENTIAL",
+    "SIZE_BITS",
     "Call",
     "Chunk",
     "Inputs",

@@ -40,7 +40,9 @@ class Block:
     chunks: Sequence[Chunk]
     seed: int
 
-    def change_(self, change_: Change, old: Mapping[str, Tensor], *, by_group: bool, gram: bool) -> dict[str, Made]:
+    def change_(
+        self, change_: Change, old: Mapping[str, Tensor], *, by_group: bool, gram: bool, sizes: bool
+    ) -> dict[str, Made]:
         """Change the linears and return their new masks or codes.
 
         Args:
@@ -48,23 +50,24 @@ class Block:
             old: masks from before.
             by_group: whether each group of linears that read the same tensor sees the groups before it changed.
             gram: whether products between inputs are gathered.
+            sizes: whether inputs are counted by size.
         """
         module, stream = self.ways[0]
         found = groups(module, self.layers, stream.get(0), self.chunks[0], self.index)
         every: dict[str, Made] = {}
         for together in [[g] for g in found] if by_group else [found]:
-            layers = self._observe(together, gram)
+            layers = self._observe(together, gram, sizes)
             made = change_(layers)
             _check(layers, made, old)
             every |= {n: m.to(torch.device("cpu")) for n, m in made.items()}
             del layers  # before the next are gathered
         return every
 
-    def _observe(self, together: Sequence[Sequence[str]], gram: bool) -> list[Layer]:
+    def _observe(self, together: Sequence[Sequence[str]], gram: bool, sizes: bool) -> list[Layer]:
         """Gather what groups of linears read."""
         first = [group[0].removeprefix(f"{self.name}.") for group in together]
         observed = [[module.get_submodule(n) for n in first] for module, _ in self.ways]
-        sums = [self._sums(self.layers[group[0]], gram) for group in together]
+        sums = [self._sums(self.layers[group[0]], gram, sizes) for group in together]
         for number, chunk in enumerate(self.chunks):
             read = [
                 reads(module, layers, stream.get(number), chunk, self.index)
@@ -77,12 +80,12 @@ class Block:
             _finite(group[0], inputs)
         return [Layer(name, self.layers[name], inputs) for group, inputs in gathered for name in group]
 
-    def _sums(self, layer: nn.Linear, gram: bool) -> Sums:
+    def _sums(self, layer: nn.Linear, gram: bool, sizes: bool) -> Sums:
         """Return empty sums that will keep a random choice of held-out tokens, as many as the linear has inputs."""
         tokens = sum(int(c.real.sum()) for c in self.chunks if c.held_out)
         random = torch.Generator().manual_seed(self.seed % 2**63)
         rows = torch.randperm(tokens, generator=random)[: layer.in_features].sort().values
-        return Sums(layer, rows, gram=gram, cross=len(self.ways) > 1)
+        return Sums(layer, rows, gram=gram, cross=len(self.ways) > 1, sizes=sizes)
 
 
 def _finite(name: str, inputs: Inputs) -> None:

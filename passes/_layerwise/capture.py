@@ -53,8 +53,10 @@ def windows(artifact: Artifact, batch: int, context: Context, what: str, *stream
         streams: of hidden states, each to be led through the blocks.
 
     Raises:
-        BadData: there are fewer than two.
+        BadData: there are fewer than two, or no data.
     """
+    if "calibration" not in context.data:
+        raise BadData(f"calibration: {what} needs data, and got none; [data.calibration] gives some")
     examples = context.data["calibration"].examples(artifact.tokenizer)
     count = len(examples)
     if count < 2:

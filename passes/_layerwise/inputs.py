@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+SIZE_BITS = 18  # of a float32's 31 below the sign, which do not count for its size: 5 of the mantissa's do
+_SIZES = 2 ** (31 - SIZE_BITS)
+
 
 @dataclass
 class Inputs:
@@ -21,6 +24,8 @@ class Inputs:
         held_out_dense: with reference "dense", float32 [tokens, in], what the unchanged model's linear reads for the
             tokens of `held_out`.
         peak: float32 [in], the largest |x|; None only where no walk gathered it.
+        sizes: int64 [sizes], how many |x| are of each size, as numbers of float32 whose last `SIZE_BITS` bits are left
+            out, so that sizes ascend by 2 to 3 %; None unless asked for.
     """
 
     gram: Tensor | None
@@ -29,6 +34,7 @@ class Inputs:
     cross: Tensor | None = None
     held_out_dense: Tensor | None = None
     peak: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 @dataclass
@@ -66,9 +72,10 @@ class Sums:
         rows: which of all held-out tokens (padding left out) are kept, int64, ascending.
         gram: whether products between inputs are gathered, or squares alone.
         cross: whether their products with the dense model's inputs are gathered too.
+        sizes: whether sizes are counted.
     """
 
-    def __init__(self, layer: nn.Linear, rows: Tensor, *, gram: bool, cross: bool) -> None:
+    def __init__(self, layer: nn.Linear, rows: Tensor, *, gram: bool, cross: bool, sizes: bool = False) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=layer.weight.device)
 
@@ -76,6 +83,7 @@ class Sums:
         self._square, self._peak = zeros(width), zeros(width)
         self._gram = zeros(width, width) if gram else None
         self._cross = zeros(width, width) if cross else None
+        self._sizes = zeros(_SIZES).long() if sizes else None
         self._tokens, self._rows, self._held_tokens = 0, rows.to(layer.weight.device), 0
         self._held: list[list[Tensor]] = []
 
@@ -90,6 +98,8 @@ class Sums:
         self._peak = torch.maximum(self._peak, x.abs().amax(0)) if len(x) else self._peak
         if self._cross is not None:
             self._cross.addmm_(dense[0].float().t(), x, beta=keep, alpha=new)
+        if self._sizes is not None:
+            self._sizes += torch.bincount(x.abs().view(torch.int32).flatten() >> SIZE_BITS, minlength=_SIZES)
 
     def hold_out(self, *read: Tensor) -> None:
         """Keep the wanted ones of held-out rows, [tokens, in] each, of the same tokens."""
@@ -108,4 +118,5 @@ class Sums:
             cross=self._cross,
             held_out_dense=dense[0] if dense else None,
             peak=self._peak,
+            sizes=self._sizes,
         )

@@ -37,6 +37,7 @@ def walk_(
     change_: Change,
     *,
     gram: bool,
+    sizes: bool = False,
 ) -> Walked:
     """Change the named linears block by block; a killed walk resumes at the last finished block.
 
@@ -49,21 +50,27 @@ def walk_(
             codes, by name. Asked once for all layers that read the same tensor, or with sequential "block" once a
             block.
         gram: whether it needs `Inputs.gram`.
+        sizes: whether it needs `Inputs.sizes`.
 
     Raises:
         BadData: too few or too short calibration data.
         BadModel: a linear reads values, or was given weights, that are NaN or infinite, or its block never calls it.
         BrokenPromise: a name is of no linear, a mask does not fit its linear, or weights that it prunes are not zero.
     """
-    return _Walk(artifact, settings, context, change_, gram).run_(names)
+    return _Walk(artifact, settings, context, change_, {"gram": gram, "sizes": sizes}).run_(names)
 
 
 class _Walk:
     def __init__(
-        self, artifact: Artifact, settings: LayerwiseSettings, context: Context, change_: Change, gram: bool
+        self,
+        artifact: Artifact,
+        settings: LayerwiseSettings,
+        context: Context,
+        change_: Change,
+        gathered: Mapping[str, bool],
     ) -> None:
         self.artifact, self.settings, self.context = artifact, settings, context
-        self.change_, self.gram = change_, gram
+        self.change_, self.gathered = change_, gathered
         self.folder = context.folder / "layerwise"
         self.done = Walked(artifact.new_masks(), artifact.new_grids())
         kinds = ("now", "dense") if settings.reference == "dense" else ("now",)
@@ -118,4 +125,4 @@ class _Walk:
             seed=self.context.seed,
         )
         by_group = self.settings.sequential == "linear"
-        return block.change_(self.change_, self.done.masks, by_group=by_group, gram=self.gram)
+        return block.change_(self.change_, self.done.masks, by_group=by_group, **self.gathered)

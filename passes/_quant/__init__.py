@@ -5,14 +5,16 @@ from passes._quant.checking import check
 from passes._quant.mixed import with_choice
 from passes._quant.plan import planned
 from passes._quant.rounding import Steps, codes, grid, integers, span
-from passes._quant.settings import QuantSettings
+from passes._quant.settings import DYNAMIC, QuantSettings, StaticSettings
 from passes._quant.steps import search
 from passes._quant.telling import cost, kept, size, told
 from passes._quant.walking import Walking
 
 __all__ = [
+    "DYNAMIC",
     "QuantSettings",
     "Quantizer",
+    "StaticSettings",
     "Steps",
     "Walking",
     "check",

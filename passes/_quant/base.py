@@ -11,7 +11,7 @@ from compress import known, tree
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import Candidate, Pass
-from compress.errors import BadModel
+from compress.errors import BadModel, BadSettings
 from compress.facts import Facts, GridFact
 from compress.grid import Grid
 from passes._quant import checking, mixed, telling
@@ -58,7 +58,14 @@ class Quantizer(Pass):
         return mixed.resolved(artifact, self.settings, context, self.steps)
 
     def candidates(self, artifact: Artifact, context: Context) -> Sequence[Candidate]:
-        """Return the choices of bits for each linear, block or part (as `choose` says), and it as it is."""
+        """Return the choices of bits for each linear, block or part (as `choose` says), and it as it is.
+
+        Raises:
+            BadSettings: all bits are planned, or inputs are to be static, whose steps come with the whole model's.
+        """
+        if self.settings.activation == "static":
+            what = "linears are judged one by one, and have no steps of inputs then, got 'static'"
+            raise BadSettings(f"{what}; 'dynamic' would do", key="activation")
         return mixed.candidates(artifact, self.settings, context, self.steps)
 
     def tell(self, artifact: Artifact, context: Context, found: Mapping[str, GridFact]) -> None:

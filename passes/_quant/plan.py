@@ -11,10 +11,10 @@ from compress import tree
 from compress.errors import BadSettings
 from compress.facts import Facts, GridFact
 from passes import _plans
-from passes._quant.settings import QuantSettings
+from passes._quant.settings import QuantSettings, StaticSettings
 
 _GROUP_SIZE = 128
-_OF_GRIDS = ("group_size", "symmetric", "layers", "activation", "format")
+_OF_GRIDS = ("group_size", "symmetric", "layers", "activation", "input_range", "format")
 _CHOICE = ("choices", "choose", "choose_windows")  # settings that only a choice has a use for
 
 
@@ -66,6 +66,7 @@ def planned(facts: Facts, settings: QuantSettings) -> dict[str, GridFact]:
     if settings.bits == "plan":
         return _from_plan(facts, settings)
     _check_mean(settings)
+    _check_inputs(settings)
     found = possible(facts, settings, open_=settings.average_bits is not None)
     if settings.average_bits is not None:
         _check_reach(settings.average_bits, found, facts)
@@ -126,6 +127,17 @@ def _check_mean(settings: QuantSettings) -> None:
             raise BadSettings(f"only with average_bits, got {getattr(settings, key)}; leave it out", key=key)
 
 
+def _check_inputs(settings: QuantSettings) -> None:
+    """Raise unless what belongs to static inputs comes with them, and they with nothing that a choice would judge."""
+    static = settings.activation == "static"
+    if isinstance(settings, StaticSettings) and not static and "input_range" in settings.model_fields_set:
+        what = f"only with activation = 'static', got {settings.input_range!r}"
+        raise BadSettings(f"{what}; leave it out", key="input_range")
+    if static and settings.average_bits is not None:
+        what = "needs 8 bits everywhere, which leaves average_bits nothing to choose, got 'static'"
+        raise BadSettings(f"{what}; leave one of them out", key="activation")
+
+
 def _check_reach(mean: float, planned: Mapping[str, GridFact], facts: Facts) -> None:
     """Raise unless the fewest bits of every linear have such a mean."""
     sizes = {n: math.prod(facts.shapes[n]) for n in planned}
@@ -139,14 +151,14 @@ def _check_reach(mean: float, planned: Mapping[str, GridFact], facts: Facts) -> 
 def _check(name: str, fact: GridFact, facts: Facts, settings: QuantSettings) -> None:
     inputs = facts.shapes[name][1]
     if fact.format == "fp8" and (fact.bits != 8 or fact.zero or fact.activation == "dynamic"):
-        what = f"{name}: codes that are floats go with bits = 8, symmetric, and inputs that stay floats"
+        what = f"{name}: codes that are floats go with bits = 8, symmetric, and inputs that stay floats or are 'static'"
         raise BadSettings(f"{what}, got 'fp8' for {fact.bits} bits; leave it 'int'", key="format")
     if fact.group_size == 0:
         raise BadSettings("must be above 0, or -1 for whole rows, got 0", key="group_size")
     if fact.group_size is not None and fact.group_size > inputs:
         what = f"{name} has {inputs} inputs, fewer than a group of {fact.group_size}"
         raise BadSettings(f"{what}; -1 (whole rows) or a size up to {inputs} would do", key="group_size")
-    if fact.activation == "dynamic" and (fact.bits != 8 or fact.zero or fact.group_size is not None):
+    if fact.activation != "none" and (fact.bits != 8 or fact.zero or fact.group_size is not None):
         what = f"{name}: integer inputs go with 8 bits, symmetric, in whole rows"
         raise BadSettings(f"{what}, got {fact.bits} bits; leave it 'none'", key="activation")
     if name in facts.grids and not settings.again:

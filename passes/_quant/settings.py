@@ -8,10 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from compress.contracts import PassSettings
-from compress.facts import Format
+from compress.facts import Activation, Format
 from passes._candidates import Choose, Windows
 
 Bits = Literal[2, 3, 4, 8]
+InputRange = Literal["max", "mse"]
+DYNAMIC = "'dynamic': linears also read integers of 8 bits; needs bits = 8 and whole rows"
 
 
 class QuantSettings(PassSettings):
@@ -45,8 +47,9 @@ class QuantSettings(PassSettings):
     )
     choose: Choose = "layer"
     choose_windows: Windows = 8
-    activation: Literal["none", "dynamic"] = Field(
-        "none", description="'dynamic': linears also read integers of 8 bits; needs bits = 8 and whole rows"
+    activation: Activation = Field(
+        "none",
+        description=f"{DYNAMIC}; 'static': their steps are found on calibration data and kept, as TensorRT needs them",
     )
     again: bool = Field(False, description="whether linears that have codes already may be quantized once more")
 
@@ -54,3 +57,13 @@ class QuantSettings(PassSettings):
     def codes(self) -> Format:
         """What codes are: integers, unless a pass has other ones."""
         return "int"
+
+
+class StaticSettings(QuantSettings):
+    """Settings of a pass that can also find the steps of what linears read; others narrow `activation`."""
+
+    input_range: InputRange = Field(
+        "mse",
+        description="with activation = 'static', how far codes of inputs reach: to the largest ('max'), or to where "
+        "what is clipped and what is rounded cost least together, in squares ('mse')",
+    )

@@ -12,6 +12,7 @@ from compress.facts import Facts, GridFact
 from compress.grid import groups
 
 _SEARCH = 80  # passes over a weight
+_READ = {"none": "", "dynamic": ", integer inputs asked for", "static": ", inputs of 8 bits with steps of their own"}
 
 
 def size(shape: tuple[int, int], fact: GridFact) -> float:
@@ -36,10 +37,9 @@ def told(planned: Mapping[str, GridFact], shapes: Mapping[str, tuple[int, int]],
         before = sum(math.prod(shapes[n]) for n in names) * width
         after = sum(size(shapes[n], fact) for n in names)
         where = "by whole rows" if fact.group_size is None else f"in groups of {fact.group_size}"
-        which = ", integer inputs asked for" if fact.activation == "dynamic" else ""
         zeros = " with zeros" if fact.zero else ""
         yield (
-            f"quantized {len(names)} linears to {fact.told} {where}{zeros}{which}: "
+            f"quantized {len(names)} linears to {fact.told} {where}{zeros}{_READ[fact.activation]}: "
             f"{before / 2**20:.3g} MiB -> {after / 2**20:.3g} MiB"
         )
 

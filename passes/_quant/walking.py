@@ -11,7 +11,9 @@ from compress.contracts import DataUse
 from compress.facts import GridFact
 from compress.grid import Grid
 from passes._layerwise import Journal, Layer, LayerwiseSettings, walk_
+from passes._quant import inputs
 from passes._quant.base import Quantizer
+from passes._quant.settings import StaticSettings
 
 
 class Walking(Quantizer):
@@ -33,20 +35,26 @@ class Walking(Quantizer):
             journal: of what was tried.
         """
 
-    def walked(self, artifact: Artifact, settings: LayerwiseSettings, context: Context) -> Artifact:
-        """Return the artifact quantized."""
+    def walked(
+        self, artifact: Artifact, settings: LayerwiseSettings, context: Context, *, gram: bool = True
+    ) -> Artifact:
+        """Return the artifact quantized; `gram` as in `walk_`."""
         planned = self.resolved(artifact, context)
         if not planned:
             self.tell(artifact, context, planned)
             return artifact
         journal = Journal(context.folder / "journal.json")
 
-        def change_(layers: Sequence[Layer]) -> dict[str, Grid]:
-            made = self.change_(layers, planned, artifact, journal)
-            journal.save()
-            return made
+        weights, own = inputs.weights(planned), self.settings
+        range_ = own.input_range if isinstance(own, StaticSettings) else "mse"
 
-        grids = walk_(artifact, list(planned), settings, context, change_, gram=True).grids
+        def change_(layers: Sequence[Layer]) -> dict[str, Grid]:
+            made = self.change_(layers, weights, artifact, journal)
+            journal.save()
+            return inputs.with_steps(made, layers, planned, range_)
+
+        static = weights != planned
+        grids = walk_(artifact, list(planned), settings, context, change_, gram=gram, sizes=static).grids
         self.tell(artifact, context, planned)
         journal.tell(list(planned), context.report)
         return artifact.after(grids=grids)

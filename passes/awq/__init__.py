@@ -29,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -42,7 +43,7 @@ from compress.grid import Grid
 from passes import _layerwise, _quant
 from passes._folding import Pair, fold_, pairs, pairs_in
 from passes._layerwise import Journal, Layer, LayerwiseSettings
-from passes._quant import QuantSettings, Walking
+from passes._quant import DYNAMIC, QuantSettings, Walking
 from passes.awq.attempt import Attempt, attempts
 from passes.awq.checking import check
 from passes.awq.scales import POINTS
@@ -53,6 +54,7 @@ _SEARCH = 80  # passes over a weight
 class AwqSettings(QuantSettings):
     """Settings of AWQ."""
 
+    activation: Literal["none", "dynamic"] = Field("none", description=DYNAMIC)
     clip: bool = Field(True, description="whether steps are narrowed where clipping the largest weights costs less")
     batch: int = Field(8, ge=1, description="calibration windows at once")
 

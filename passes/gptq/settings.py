@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from passes._layerwise import REFERENCE, SEQUENTIAL, LayerwiseSettings
-from passes._quant import QuantSettings
+from passes._quant import StaticSettings
 
 
-class GptqSettings(LayerwiseSettings, QuantSettings):
+class GptqSettings(LayerwiseSettings, StaticSettings):
     """Settings of GPTQ."""
 
     sequential: Literal["linear", "block"] = Field("linear", description=SEQUENTIAL)

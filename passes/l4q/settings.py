@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from passes._quant import QuantSettings
+from passes._quant import DYNAMIC, QuantSettings
 from passes._train import Objective, TaskSettings
 
 Borders = Literal["move", "stay", "none"]  # between codes
@@ -15,6 +15,7 @@ Borders = Literal["move", "stay", "none"]  # between codes
 class L4QSettings(QuantSettings, TaskSettings):
     """Settings of L4Q."""
 
+    activation: Literal["none", "dynamic"] = Field("none", description=DYNAMIC)
     rank: int = Field(4, ge=1, description="rank of the update of each linear")
     alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; empty = 2 * rank")
     lr: float = Field(3e-3, gt=0, description="highest learning rate of A and B")

@@ -148,7 +148,7 @@ def test_floats_keep_zeros_and_come_back_from_disk(kind: str, tiny: Tiny, tmp_pa
     [
         ({"bits": 4}, "format", "bits = 8, symmetric, .* got 'fp8' for 4 bits"),
         ({"symmetric": False}, "format", "symmetric"),
-        ({"activation": "dynamic"}, "format", "inputs that stay floats"),
+        ({"activation": "dynamic"}, "format", "inputs that stay floats or are 'static'"),
         ({"layers": {"down_proj": 4}}, "format", "for 4 bits"),
         ({"bits": "plan"}, "format", "comes from the plan"),
         ({"steps": "search"}, "steps", "integers alone have steps to search, got 'search'"),
