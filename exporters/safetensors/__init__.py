@@ -11,11 +11,11 @@ codes stand for among them; nothing is saved from there.  A `README.md` tells bo
 Codes: of a quantized model the folder is in the form of the compressed-tensors library (0.20 or later), with which
 transformers opens it (tried: 5.23; earlier ones may raise where there are zeros); without the library it raises.
 Weights are the artifact's own codes, packed and never rounded anew: `pack-quantized`, 2, 3, 4 or 8 bits, whole rows or
-groups that divide the inputs, with or without zeros, every linear with its own bits.  Linears that read integers
-(8 bits, whole rows) are `int-quantized`: inputs are rounded token by token.  All else stays as it was.  vLLM reads the
-same form (so its source says; it was not run): which bits and groups it has kernels for depends on its version and the
-GPU, 4 and 8 bits in groups of 128 being the oldest, and linears that it joins into one (query, key and value; gate and
-up) must be alike.
+groups that divide the inputs, with or without zeros, every linear with its own bits.  Linears that read integers (8
+bits, whole rows) are `int-quantized`: inputs are rounded token by token, or by their static scale.  All else stays as
+it was.  vLLM reads the same form (so its source says; it was not run): which bits and groups it has kernels for depends
+on its version and the GPU, 4 and 8 bits in groups of 128 being the oldest, and linears that it joins into one (query,
+key and value; gate and up) must be alike.
 
 Precision: scales are stored in float32.  transformers opens linears of one kind as the artifact's very weights; kinds
 that are mixed, or inputs that become integers, in float32 too, but in bfloat16 with scales rounded to it, as vLLM does.

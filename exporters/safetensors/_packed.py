@@ -43,10 +43,11 @@ def coded(grid: Grid) -> dict[str, Tensor]:
 
     Packed: `weight_packed` int32 `[out, ceil(in * bits / 32)]`, `weight_scale` float32 `[out, groups]`, `weight_shape`
     and, if asymmetric, `weight_zero_point` int32 `[ceil(out * bits / 32), groups]`.  Where inputs become integers,
-    `weight` is the codes, int8 `[out, in]`.
+    `weight` is the codes, int8 `[out, in]`, and if their scale is static it is `input_scale`, float32 `[1]`.
     """
-    if grid.activation == "dynamic":
-        return {"weight": grid.codes, "weight_scale": grid.scale}
+    if grid.activation != "none":
+        step = {} if grid.input_scale is None else {"input_scale": grid.input_scale.view(1)}
+        return {"weight": grid.codes, "weight_scale": grid.scale, **step}
     zero = {} if grid.zero is None else {"weight_zero_point": words(grid.zero.t(), grid.bits).t()}
     packed = words(grid.codes, grid.bits)
     return {"weight_packed": packed, "weight_scale": grid.scale, "weight_shape": torch.tensor(grid.codes.shape), **zero}

@@ -18,6 +18,9 @@ PACKED = "pack-quantized"
 PLAIN = "int-quantized"
 VERSION = "0.20.0"  # of the library that first packs codes of 3 bits without gaps
 
+_STEPS: Mapping[str, Mapping[str, Any]] = {
+    "dynamic": {"dynamic": True, "strategy": "token"}, "static": {"dynamic": False, "strategy": "tensor"},
+}  # fmt: skip
 _FLOAT = "format = 'float' writes the weights that the codes stand for"
 
 
@@ -83,24 +86,24 @@ def _unsaid(fact: GridFact, inputs: int) -> str | None:
         return "its codes have a real offset and there are integer zeros only; train them without the offset"
     if fact.group_size and inputs % fact.group_size:
         return f"groups of {fact.group_size} do not divide its {inputs} inputs; quantize with a group_size that does"
-    if fact.activation == "dynamic" and (fact.bits != 8 or fact.zero or fact.group_size is not None):
+    if fact.activation != "none" and (fact.bits != 8 or fact.zero or fact.group_size is not None):
         return f"integer inputs go with symmetric weights of 8 bits in whole rows, not with {fact.told}; take these"
     return None
 
 
 def _format(fact: GridFact) -> str:
-    return PLAIN if fact.activation == "dynamic" else PACKED
+    return PACKED if fact.activation == "none" else PLAIN
 
 
 def _group(fact: GridFact, targets: list[str]) -> dict[str, Any]:
     """Return the entry of one kind of grid."""
     weights = {"num_bits": fact.bits, "type": "int", "symmetric": not fact.zero, "dynamic": False}
     rows = {"strategy": "channel"} if fact.group_size is None else {"strategy": "group", "group_size": fact.group_size}
-    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, **_STEPS.get(fact.activation, {})}
     return {
         "targets": targets,
         "weights": weights | rows,
-        "input_activations": inputs if fact.activation == "dynamic" else None,
+        "input_activations": None if fact.activation == "none" else inputs,
         "output_activations": None,
         "format": _format(fact),
     }

@@ -24,6 +24,7 @@ from compress.context import Context, QuietReport
 from compress.errors import BadModel, BadSettings
 from compress.facts import BlockConfig, Facts, GridFact
 from compress.grid import Grid, bounds
+from compress.reading import reading, static
 from exporters.safetensors import Safetensors
 from exporters.safetensors._packed import words
 from tests.conftest import CAUSAL, ENCODERS, branched, quantized, uneven
@@ -172,6 +173,26 @@ def test_zeros_and_their_pattern_are_in_the_packed_file(tiny: Tiny, tmp_path: Pa
     assert all(not w[~masks[n]].any() for n, w in weights.items())
 
 
+def test_static_inputs(tiny: Tiny, tmp_path: Path) -> None:
+    artifact = tiny("llama")
+    fact = GridFact(bits=8, group_size=None, activation="static")
+    artifact = quantized(artifact, {n: W4 if "down" in n else fact for n in tree.block_linears(artifact.model)})
+    exported(artifact, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": "tensor"}
+    assert inputs in [group["input_activations"] for group in config["config_groups"].values()]
+    state = load_file(tmp_path / "a" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    assert torch.equal(state[f"{name}.weight"], artifact.grids[name].codes)
+    assert state[f"{name}.input_scale"].tolist() == [1 / 32]
+    assert not any("down_proj.input_scale" in key for key in state)
+    found, plain = logits(opened(tmp_path / "a")), logits(artifact.model)
+    with reading(artifact.model, static(artifact.grids)):
+        expected = logits(artifact.model)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (found - plain).abs().max() > 1e-4
+
+
 def rounded(_: object, given: tuple[torch.Tensor]) -> torch.Tensor:
     """Return inputs rounded to 8 bits token by token, as the library does: 0.5 of the range of 255 to a side."""
     scale = given[0].abs().amax(-1, keepdim=True) / 127.5
@@ -295,6 +316,7 @@ _REFUSED = [
     pytest.param("llama", GridFact(bits=4, group_size=12), "groups of 12 do not divide its 32 inputs", id="ragged"),
     pytest.param("llama", GridFact(bits=4, group_size=16, offset=True), "real offset", id="offset"),
     pytest.param("llama", GridFact(bits=4, group_size=16, activation="dynamic"), "integer inputs", id="W4A8"),
+    pytest.param("llama", GridFact(bits=4, group_size=None, activation="static"), "integer inputs", id="W4A8s"),
     pytest.param("llama", GridFact(bits=4, group_size=16, others=_ALL), "here are 3 kinds", id="zeros"),
     pytest.param("llama", GridFact(bits=8, group_size=None, format="fp8"), r"codes of 8 bits \(fp8\)", id="fp8"),
     pytest.param("gpt2", W4, "linears of gpt2 are stored", id="gpt2"),
