@@ -80,6 +80,8 @@ def with_codes(
     """
     model = graph.model.clone()
     sizes = {name: replace_(model, name, grids[name], kernel) for name, kernel in kernels.items()}
+    if any(kernel.operator == "QuantizeLinear" for kernel in kernels.values()):
+        model.graph.sort()  # a linear may read what another one, behind it so far, has rounded
     return Graph(model=model, past=graph.past), sizes
 
 

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from compress.errors import BadModel
-from compress.grid import Grid
+from compress.grid import Grid, bounds
 from exporters._graph import packing
 
-Operator = Literal["MatMulNBits", "DequantizeLinear", "MatMulInteger"]
+Operator = Literal["MatMulNBits", "DequantizeLinear", "MatMulInteger", "QuantizeLinear"]
 _MICROSOFT = "com.microsoft"
 
 
@@ -25,13 +26,17 @@ class Kernel:
     """How a linear multiplies by its codes.
 
     Attributes:
-        operator: `MatMulNBits`, which reads packed codes; `DequantizeLinear` before a MatMul of floats; or
-            `MatMulInteger` of inputs that are rounded to 8 bits, one scale for all that come at once.
+        operator: `MatMulNBits`, which reads packed codes; `DequantizeLinear` before a MatMul of floats; `MatMulInteger`
+            of inputs that are rounded to 8 bits, one scale for all that come at once; or `QuantizeLinear` and back of
+            static inputs beside `DequantizeLinear` of the weight, of which runtimes make one product of codes.
         level: of MatMulNBits, its accuracy: 0 computes in floats, 4 rounds inputs to 8 bits, a scale for each block.
+        unsigned: of QuantizeLinear, whether integers are held as uint8 about 128, for which x86 has its fast kernels,
+            and not as int8 about 0, as TensorRT needs them; they stand for the same.
     """
 
     operator: Operator
     level: int = 0
+    unsigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class _Product:
 
     def constant(self, part: str, values: np.ndarray) -> ir.Value:
         """Add a constant of any type."""
-        tensor = ir.tensor(np.ascontiguousarray(values), name=f"{self.name}.{part}")
+        tensor = ir.tensor(np.asarray(values, order="C"), name=f"{self.name}.{part}")
         value = ir.val(tensor.name, const_value=tensor, dtype=tensor.dtype, shape=tensor.shape.numpy())
         self.constants.append(value)
         return value
@@ -128,6 +133,27 @@ def _dequantized(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) ->
     return value
 
 
+def _static(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) -> ir.Value:
+    return _dequantized(made, _rounded(made, given, grid, kernel), grid, kernel)
+
+
+def _rounded(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) -> ir.Value:
+    """Return what static inputs stand for; linears that read the same with one step share it."""
+    assert grid.input_scale is not None
+    step = grid.input_scale.numpy().astype(made.dtype.numpy())
+    zero = packing.constants(torch.zeros((), dtype=grid.codes.dtype), grid.bits)
+    if kernel.unsigned:
+        zero = np.array(-bounds(grid.bits)[0], np.uint8)
+    for node in (use.node for use in given.uses() if use.node.op_type == "QuantizeLinear"):
+        held = [v.const_value.numpy() for v in node.inputs[1:] if v is not None and v.const_value is not None]
+        if held == [step, zero] and held[1].dtype == zero.dtype:
+            (back,) = node.outputs[0].uses()
+            return back.node.outputs[0]
+    parts = [made.constant("input_scale", step), made.constant("input_zero", zero)]
+    value: ir.Value = made.node("DequantizeLinear", made.node("QuantizeLinear", given, *parts), *parts)
+    return value
+
+
 def _integer(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) -> ir.Value:
     """Inputs rounded when they come; the order of the two factors is the one that onnxruntime fuses."""
     codes = made.constant("codes", grid.codes.t().numpy())
@@ -138,7 +164,7 @@ def _integer(made: _Product, given: ir.Value, grid: Grid, kernel: Kernel) -> ir.
     return value
 
 
-_WAYS = {"MatMulNBits": _nbits, "DequantizeLinear": _dequantized, "MatMulInteger": _integer}
+_WAYS = {"MatMulNBits": _nbits, "DequantizeLinear": _dequantized, "MatMulInteger": _integer, "QuantizeLinear": _static}
 
 
 def _offset(made: _Product, given: ir.Value, grid: Grid, result: ir.Value) -> ir.Value:

@@ -15,10 +15,11 @@ else for DequantizeLinear; `form = "qdq"`: all for DequantizeLinear, INT4 or INT
 sum of the inputs of each group, times its offset.
 
 Kernels: `exact` ones compute in floats, as the model does; `level 4` rounds inputs to 8 bits block by block, `integer`,
-only where the codes ask for it, all at once.  Which are used is measured on the target's request and the calibration
-data, and stated in `engine.json`.  Helps: on the CPU, 4 bits in groups of 128 at level 4 decode fastest, and 8 bits in
-whole rows with integer inputs prefill fastest.  Hurts: exact kernels are hardly faster than floats, and 8 bits are then
-floats in memory.
+only where the codes ask for it, all at once, by a step found when they come (`activation = "dynamic"`) or, as
+QuantizeLinear and DequantizeLinear, by the codes' own ("static").  Which are used is measured on the target's request
+and the calibration data, and stated in `engine.json`.  Helps: on the CPU, 4 bits in groups of 128 at level 4 decode
+fastest, and 8 bits in whole rows with integer inputs prefill fastest.  Hurts: exact kernels are hardly faster than
+floats, and 8 bits are then floats in memory.
 
 Precision: that of the target.  In fp16 weights, keys and values are float16; logits and embeddings are float32 always.
 Keeps: zeros stay zeros, under the parameters' own names (linears of the blocks stored transposed, `[in, out]`).

@@ -22,7 +22,8 @@ class Way:
 
     Attributes:
         name: `exact`: inputs stay floats.  `level 4`: they are rounded to 8 bits, a scale for each block.  `integer`:
-            where the grid asks for integers, they are rounded with one scale for all, elsewhere as at `level 4`.
+            where the grid asks for integers, they are rounded with one scale for all, found when they come or the
+            grid's own, elsewhere as at `level 4`.
         kernels: by linear.
         session: what onnxruntime must be told before it opens the graph.
     """
@@ -40,7 +41,7 @@ def ways(facts: Facts, form: Form, precision: str, device: str) -> list[Way]:
     names: list[Speed] = ["exact"]
     if device == "cpu":
         names.append("level 4")
-        if precision == "fp32" and any(g.activation == "dynamic" for g in facts.grids.values()):
+        if precision == "fp32" and any(g.activation != "none" for g in facts.grids.values()):
             names.append("integer")
     made = [_way(name, facts, form) for name in names]
     return [w for i, w in enumerate(made) if (w.kernels, w.session) not in [(m.kernels, m.session) for m in made[:i]]]
@@ -52,13 +53,15 @@ def _way(name: Speed, facts: Facts, form: Form) -> Way:
     if not floats:
         return Way(name, kernels, {})
     if form == "nbits" or not all(_fast(name, facts.grids[n], facts.shapes[n][1]) for n in floats):
+        if any(k.operator == "QuantizeLinear" for k in kernels.values()):
+            return _way("level 4", facts, form)  # what is dequantized when loaded rules out their integer kernels
         return Way(name, {n: Kernel(k.operator) if n in floats else k for n, k in kernels.items()}, {_FOLD: "1"})
     return Way(name, kernels, {_LEVEL: str(kernels[floats[0]].level)})
 
 
 def _kernel(name: Speed, fact: GridFact, inputs: int, form: Form) -> Kernel:
-    if name == "integer" and fact.activation == "dynamic":
-        return Kernel("MatMulInteger")
+    if name == "integer" and fact.activation != "none":
+        return Kernel("MatMulInteger") if fact.activation == "dynamic" else Kernel("QuantizeLinear", unsigned=True)
     held = form == "nbits" and packing.block_size(fact, inputs) and not (fact.bits == 8 and name == "exact")
     return Kernel("MatMulNBits" if held else "DequantizeLinear", 0 if name == "exact" else 4)
 
@@ -120,6 +123,8 @@ def _told(kernel: Kernel, session: Mapping[str, str]) -> str:
     """Return in words what multiplies."""
     if kernel.operator == "MatMulInteger":
         return "MatMulInteger"
+    if kernel.operator == "QuantizeLinear":
+        return "QDQ, integer"
     if kernel.operator == "DequantizeLinear" and _FOLD in session:
         return "float, dequantized when loaded"
     return f"{'QDQ' if kernel.operator == 'DequantizeLinear' else kernel.operator}, level {kernel.level}"
@@ -127,7 +132,7 @@ def _told(kernel: Kernel, session: Mapping[str, str]) -> str:
 
 def _simulated(layers: Mapping[str, Mapping[str, Any]], made: Way) -> list[str]:
     """Return what the codes ask for and the file or its kernels do not do."""
-    asked = [n for n, layer in layers.items() if layer["activation"] == "dynamic"]
+    asked = [n for n, layer in layers.items() if layer["activation"] != "none"]
     floats = [n for n in asked if made.name == "exact"]
     wider = [n for n, layer in layers.items() if layer["stored_bits"] != layer["bits"]]
     told = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from compress.folders import export
 from compress.generate import generate_path
 from compress.grid import Grid, groups
 from compress.grids import facts as facts_of
+from compress.reading import reading, static
 from exporters import _graph
 from exporters._graph import Graph, Kernel, packing
 from exporters.onnx import Onnx, OnnxSettings, _kernels
@@ -44,19 +46,38 @@ FOUR = GridFact(bits=4, group_size=16)
 
 def coded(artifact: Artifact, fact: GridFact, masks: Mapping[str, Tensor] | None = None) -> Artifact:
     """Return the artifact with codes in every linear of its blocks, masks first, groups no larger than a row."""
-    grids = {}
+    grids, static = {}, fact.activation == "static"
+    widest = _widest(artifact) if static else {}
+    activation = "none" if static else fact.activation
     for name, linear in tree.block_linears(artifact.model).items():
         size = fact.group_size if fact.group_size and fact.group_size <= linear.in_features else None
-        own = GridFact(bits=fact.bits, group_size=size, zero=fact.zero, activation=fact.activation)
+        own = GridFact(bits=fact.bits, group_size=size, zero=fact.zero, activation=activation)
         if masks:
             linear.weight.data *= masks[name]
         made = _quant.grid(linear.weight.data, _quant.span(linear.weight.data, own), own)
         if fact.offset:
             real = torch.rand(made.scale.shape, generator=torch.Generator().manual_seed(1)) / 16 - 1 / 32
             made = Grid(bits=own.bits, group_size=size, codes=made.codes, scale=made.scale, offset=real)
+        if static:
+            made = dataclasses.replace(made, activation="static", input_scale=widest[name] / 127)
         grids[name] = made
         linear.weight.data = made.dequantized()
     return artifact.after(grids=grids, masks=dict(masks or {}))
+
+
+def _widest(artifact: Artifact) -> dict[str, Tensor]:
+    """Return by linear the largest |x| that it reads of some tokens."""
+    found: dict[str, Tensor] = {}
+
+    def see(name: str) -> Any:
+        return lambda _, args: found.update({name: args[0].abs().max()})
+
+    hooks = [m.register_forward_pre_hook(see(n)) for n, m in tree.block_linears(artifact.model).items()]
+    with torch.no_grad():
+        artifact.model(torch.arange(2, 26).view(2, 12))
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def build(artifact: Artifact, folder: Path, data: Any = None, target: Target = TARGET, **settings: Any) -> Any:
@@ -93,7 +114,7 @@ def read(path: Path) -> dict[str, Read]:
         about = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "MatMulNBits":
             found[node.input[1].removesuffix(".codes")] = _blocks(about, *(arrays[n] for n in node.input[1:]))
-        elif node.op_type == "DequantizeLinear":
+        elif node.op_type == "DequantizeLinear" and node.input[0] in arrays:
             found[node.input[0].removesuffix(".codes")] = _columns(about, *(arrays[n] for n in node.input))
         elif node.op_type == "MatMulInteger":
             name = node.input[1].removesuffix(".codes")
@@ -146,8 +167,9 @@ def traced(tiny: Tiny) -> tuple[Artifact, Graph]:
         *(GridFact(bits=b, group_size=g, zero=True) for b, g in ((2, None), (3, 16), (4, 32), (8, None), (4, 12))),
         *(GridFact(bits=b, group_size=g, offset=True) for b, g in ((4, 16), (3, None), (2, 24))),
         GridFact(bits=8, group_size=None, activation="dynamic"),
+        GridFact(bits=8, group_size=None, activation="static"),
     ],
-    ids=lambda f: f if isinstance(f, str) else f"{f.bits}-{f.group_size}{'z' * f.zero}{'o' * f.offset}",
+    ids=lambda f: f if isinstance(f, str) else f"{f.bits}-{f.group_size}{'z' * f.zero}{'o' * f.offset}{f.activation}",
 )
 def test_the_file_holds_the_codes_and_computes_the_model(
     fact: GridFact, form: Any, traced: tuple[Artifact, Graph], tmp_path: Path
@@ -380,6 +402,50 @@ def test_the_fastest_kernels_within_the_tolerance_are_kept(
     assert {x["kernel"] for x in manifest["codes"]["layers"].values()} == {"float, dequantized when loaded"}
     assert "inputs of 8 bits: model.layers.0.self_attn.q_proj and 13 more linears" in manifest["codes"]["simulated"][0]
     assert (folder / "engine.json").read_text().count("MatMulNBits") == 0
+
+
+@pytest.mark.usefixtures("once")
+@pytest.mark.parametrize("form", ["nbits", "qdq"])
+def test_static_inputs_are_multiplied_as_integers(
+    form: Any, tiny: Tiny, tmp_path: Path, corpus: Source, clocked: dict[str, float]
+) -> None:
+    artifact = coded(tiny("llama"), GridFact(bits=8, group_size=None, activation="static"))
+    manifest, folder, _ = build(artifact, tmp_path, corpus, tolerance=1.0, form=form)
+    assert manifest["choice"]["chosen"] == "integer"
+    assert {x["kernel"] for x in manifest["codes"]["layers"].values()} == {"QDQ, integer"}
+    assert (manifest["codes"]["simulated"], manifest["session"]) == ([], {})
+    nodes = onnx.load(folder / "model.onnx").graph.node
+    count = sum(n.op_type == "QuantizeLinear" for n in nodes)
+    assert count == 2 * 4  # of what queries, keys and values read, their output, gate and up, their product
+    products = [n.op_type for n in _optimized(folder / "model.onnx", tmp_path, manifest["session"]).graph.node]
+    assert products.count("MatMulIntegerToFloat") == len(artifact.grids)
+    with reading(artifact.model, static(artifact.grids)):
+        expected = _model(artifact)
+    apart = np.abs(_run(folder / "model.onnx", manifest["session"]) - expected).max() / np.abs(expected).max()
+    assert apart < 1e-3  # but for what is almost between two codes, what torch computes
+    assert np.abs(_model(artifact) - expected).max() / np.abs(expected).max() > 1e-3
+
+
+def _optimized(path: Path, folder: Path, session: Mapping[str, str]) -> Any:
+    """Return what onnxruntime makes of a graph."""
+    options = ort.SessionOptions()
+    for entry in session.items():
+        options.add_session_config_entry(*entry)
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimized.onnx"), 3
+    ort.InferenceSession(str(path), options)
+    return onnx.load(options.optimized_model_filepath)
+
+
+def test_what_is_dequantized_when_loaded_rules_integer_kernels_out(tiny: Tiny) -> None:
+    facts = tree.facts(tiny("llama").model, "causal-lm")
+
+    def names(grids: Mapping[str, GridFact]) -> list[str]:
+        return [w.name for w in _kernels.ways(facts.after(grids=grids), "nbits", "fp32", "cpu")]
+
+    grids = dict.fromkeys(facts.shapes, GridFact(bits=8, group_size=None, activation="static"))
+    assert names(grids) == ["exact", "level 4", "integer"]
+    grids["model.layers.0.mlp.down_proj"] = GridFact(bits=4, group_size=12)  # which no blocks hold
+    assert names(grids) == ["exact", "level 4"]
 
 
 @pytest.mark.usefixtures("once")
