@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,17 @@ from torch import Tensor
 from compress import measure
 from compress.artifact import Artifact
 from compress.context import Context, Report
-from compress.contracts import Engine, Export, Exporter, Target
+from compress.contracts import Export, Exporter, Target
 from compress.data import Examples
 from compress.engines.manifest import seal
 from compress.facts import Task
 from compress.measure import Measurement, digits
 
+if TYPE_CHECKING:
+    from compress.evaluate.scorers import Scorer
+
 EXACT = "exact"
+INTEGER = "integer"  # inputs are what the codes ask for
 WINDOWS = 32
 CLEAR = 0.97  # of the exact engine's time; nearer to it, a time tells nothing
 _ROWS = 8  # texts at once; a causal model reads one window after the other
@@ -50,6 +54,8 @@ def keep_fastest(
     Returns:
         The manifest, and the time of every variant as a share of the exact engine's.
     """
+    from compress.evaluate import EngineScorer  # which itself opens engines
+
     source = context.data.get("calibration")
     if source is None and exported.tolerance is not None:
         why = "no data to measure on what faster ones lose"
@@ -65,13 +71,14 @@ def keep_fastest(
     examples = source.examples(artifact.tokenizer) if source else None
     engines = {name: exporter.open(made, target) for name, made in folders.items()}
     try:
-        losses = _losses(engines, examples, artifact.task, context.report) if examples else {}
+        scorers = {name: EngineScorer(engine) for name, engine in engines.items()}
+        lost = losses(scorers, examples, artifact.task, context.report) if examples else {}
     finally:
         for engine in engines.values():
             engine.close()
     times = _times(folders, target, context.report)
-    chosen = best(losses, {n: t["request"] for n, t in times.items()}, exported.tolerance)
-    tried = {n: losses.get(n, {}) for n in written if n != EXACT}
+    chosen = best(lost, {n: t["request"] for n, t in times.items()}, exported.tolerance)
+    tried = {n: lost.get(n, {}) for n in written if n != EXACT}
     windows = min(WINDOWS, len(examples)) if examples else 0
     choice = {"chosen": chosen, "tolerance": exported.tolerance, "windows": windows, "tried": tried}
     _tell(choice, times, context.report)
@@ -94,11 +101,8 @@ def best(losses: Mapping[str, Losses], requests: Mapping[str, float], tolerance:
     return min(able, key=requests.__getitem__, default=EXACT)
 
 
-def _losses(engines: Mapping[str, Engine], examples: Examples, task: Task, report: Report) -> dict[str, Losses]:
-    """Return what each variant loses against the exact engine, a mean over rows."""
-    from compress.evaluate import EngineScorer  # which itself opens engines
-
-    scorers = {name: EngineScorer(engine) for name, engine in engines.items()}
+def losses(scorers: Mapping[str, Scorer], examples: Examples, task: Task, report: Report) -> dict[str, Losses]:
+    """Return what each loses against the `EXACT` one, a mean over rows."""
     count, step = min(WINDOWS, len(examples)), 1 if task == "causal-lm" else _ROWS
     found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in scorers if name != EXACT}
     with report.bar("what faster kernels lose", count) as bar:

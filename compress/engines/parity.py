@@ -1,7 +1,8 @@
 """Compare an engine's outputs with the model's.
 
 The reference is torch in float32, one sequence at a time, without padding, mask or past: however the engine is fed,
-at the real tokens it must agree with that.
+at the real tokens it must agree with that.  Where the engine's linears read static inputs, the reference's do so too,
+and the engine's manifest has the tolerance: what is almost between two codes may become either.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from transformers import DynamicCache, PreTrainedModel
 from compress import tree
 from compress.artifact import Artifact
 from compress.contracts import Engine
+from compress.engines.choice import INTEGER
 from compress.engines.twin import twin
 from compress.errors import ParityError
 from compress.facts import Task
 from compress.grid import Grid
+from compress.reading import reading, static
 
 # Of one sequence: the engine's output and the model's, the engine's keys and values and the model's.
 Pair = tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]
@@ -110,11 +113,12 @@ def verify(engine: Engine, artifact: Artifact) -> dict[str, Any]:
     Raises:
         ParityError: a difference is beyond the tolerance, or a clear choice differs.
     """
-    model, task = artifact.model, artifact.task
-    tolerance = TOLERANCES[engine.manifest["precision"]]
+    model, task, about = artifact.model, artifact.task, engine.manifest
+    tolerance = Tolerance(**about["tolerance"]) if "tolerance" in about else TOLERANCES[about["precision"]]
+    changes = static(artifact.grids) if about.get("codes", {}).get("kernels") == INTEGER else {}
     logits, past = _Worst(), _Worst()
     shapes = [s for s in _shapes(model, task) if engine.takes(s.past + s.new)]
-    with twin(model, torch.float32) as reference:
+    with twin(model, torch.float32) as reference, reading(reference, changes):
         if reference is not model:
             to_codes_(reference, artifact.grids)
         for shape in shapes:

@@ -102,7 +102,7 @@ def _measured_lines(about: Mapping[str, Any], indent: str) -> list[str]:
     measured = about.get("measured", {})
     found = []
     taken = about.get("choice", {}).get("chosen", "exact")
-    of = "" if taken == "exact" else f", before kernels of {taken!r} were taken"
+    of = "" if taken == "exact" or not measured.get("kernels") else f", before kernels of {taken!r} were taken"
     found += [f"{indent}not run: {why}" for why in measured.get("not_run", [])]
     for parity in measured.get("parity", []):
         by = f"{parity['logits']['difference']:.1e}"

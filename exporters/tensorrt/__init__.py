@@ -11,9 +11,12 @@ Kit: `python kit.py` in the folder, on the target, builds the plan if need be, p
 writes `kit-results.json`, which `compress evaluate FOLDER --import` takes.  Without a GPU the engine is **not run**: no
 parity, no latency, and the report says so.
 
-Codes: symmetric ones of 4 and 8 bits, in groups that divide the inputs or whole rows, as DequantizeLinear; inputs stay
-floats.  Those of 8 bits may be floats (E4M3), for GPUs of compute capability 8.9 or later.  Zeros in 2:4: the builder
-may choose sparse kernels, and what it chose is known only where a GPU is, as far as the names of kernels tell.
+Codes: symmetric ones of 4 and 8 bits, in groups that divide the inputs or whole rows, as DequantizeLinear.  Those of 8
+bits may be floats (E4M3), for GPUs of compute capability 8.9 or later.  Inputs stay floats unless they are static
+(`activation = "static"` of a quantizer): then QuantizeLinear and DequantizeLinear stand before the product too, which
+tensor cores compute in 8 bits.  What this rounding loses is measured in torch, on the calibration data, and stated in
+`engine.json`; where it is beyond the tolerance, inputs are left as floats.  Zeros in 2:4: the builder may choose sparse
+kernels, and what it chose is known only where a GPU is, as far as the names of kernels tell.
 
 Bytes: TensorRT writes memory that it never set into its plans: two builds have one size and differ in few bytes.  An
 engine is known by the digest of what it was made of, and a rerun keeps the file there is.
@@ -23,14 +26,13 @@ Cost: seconds for a small model, more with its size; the weights a few times in 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress import installed
-from compress.contracts import Engine, Export, Exporter, Settings, Target
+from compress.contracts import DataUse, Engine, Export, Exporter, Settings, Target
 from compress.errors import BadSettings
 from compress.facts import Facts
 from exporters.tensorrt import _judge
@@ -62,6 +64,17 @@ class TensorrtSettings(Settings):
     weight_streaming: bool = Field(
         False, description="whether weights may stay in the host's memory and stream to the GPU"
     )
+    kernels: Literal["auto", "exact", "fast"] = Field(
+        "auto",
+        description="what linears with static inputs read: floats ('exact'), codes ('fast'), or 'auto', codes where "
+        "their loss, measured on the calibration data, stays within the tolerance",
+    )
+    tolerance: float = Field(
+        0.005,
+        ge=0,
+        description="what rounded inputs may lose where kernels = 'auto', over floats: nats a token (0.005 is half a "
+        "percent of perplexity), nats a text of a classifier, else the share of the outputs' energy",
+    )
 
 
 class Tensorrt(Exporter):
@@ -70,8 +83,14 @@ class Tensorrt(Exporter):
     Settings = TensorrtSettings
     settings: TensorrtSettings
     runtimes = tuple(_judge.MODULES)
+    uses = frozenset({"calibration"})
     patterns = ("2:4",)
     ahead = True
+
+    def data_uses(self, facts: Facts) -> frozenset[DataUse]:
+        """Return `calibration` for models with static inputs, to measure on what rounding them loses."""
+        static = any(g.activation == "static" for grid in facts.grids.values() for g in grid.possible)
+        return self.uses if static and self.settings.kernels != "exact" else frozenset()
 
     def available(self) -> str | None:
         """Return why no plan can be built, or None; a plan of `tensorrt` may be left to the kit."""
@@ -98,12 +117,10 @@ class Tensorrt(Exporter):
 
     def export(self, artifact: Artifact, folder: Path, context: Context, target: Target | None) -> Export:
         """Write graph, cases, kit and, where it can be built here, the plan; the model stays as it is."""
-        import numpy as np
-
-        from compress import bench, bench_tensorrt, files, grids, tree  # seconds, which settings need not wait for
-        from compress.engines.parity import TOLERANCES
+        from compress import grids, tree  # seconds, which settings need not wait for
+        from compress.engines.choice import INTEGER
         from exporters import _graph
-        from exporters.tensorrt import _cases, _job
+        from exporters.tensorrt import _cases, _inputs, _job
 
         assert target is not None
         known = tree.facts(artifact.model, artifact.task).after(grids=grids.facts(artifact.grids))
@@ -114,9 +131,13 @@ class Tensorrt(Exporter):
         else:
             graph = _graph.encoder(artifact.model, artifact.task, target.precision, opset)
         inputs = graph.inputs()
-        kernels = {n: _graph.Kernel("DequantizeLinear") for n in artifact.grids}
+        choice = _inputs.choose(artifact, self.settings.kernels, self.settings.tolerance, context)
+        rounds = choice.get("chosen") == INTEGER
+        kernels = _judge.kernels(known, rounds=rounds)
         written, sizes = _graph.with_codes(graph, artifact.grids, kernels) if kernels else (graph, {})
         names, eligible = _graph.write(written, folder / GRAPH), _eligible(artifact, written)
+        limits = _job.limits(target, known.positions)
+        arrays, tolerance = _cases.proof(artifact, target.precision, *limits, rounds=rounds)
         job: dict[str, Any] = {
             "flavour": flavour,
             "graph": GRAPH,
@@ -126,16 +147,9 @@ class Tensorrt(Exporter):
             "eligible": eligible,
             "sparse": self.settings.sparse == "on" or (self.settings.sparse == "auto" and bool(eligible["sparse"])),
             "weight_streaming": self.settings.weight_streaming,
-            "tolerance": vars(TOLERANCES[target.precision]),
+            "tolerance": tolerance,
         }
-        with files.disk_errors(folder):
-            files.write_json(folder / _job.JOB, job)
-            arrays: dict[str, Any] = {**_cases.cases(artifact, *_job.limits(target, known.positions))}
-            np.savez(folder / _job.CASES, allow_pickle=False, **arrays)
-            for script in (_job.KIT, _job.KERNELS):
-                shutil.copyfile(Path(__file__).with_name(f"_{script}"), folder / script)
-            for clock in (Path(bench.__file__), Path(bench_tensorrt.__file__)):
-                shutil.copyfile(clock, folder / clock.name)
+        _job.write(folder, job, arrays)
         facts = {
             "clock": "tensorrt",
             "graph": GRAPH,
@@ -146,7 +160,9 @@ class Tensorrt(Exporter):
             "past": [{"layer": k.layer, "heads": k.heads, "head_dim": k.head_dim} for k in graph.past],
             "tensorrt": _job.plan(folder, flavour, context.report),
             "libraries": ["onnx", "onnxscript", *installed.bringing(flavour)],
-            **({"codes": _judge.described(known, sizes)} if sizes else {}),
+            **({"codes": _judge.described(known, sizes, rounds=rounds)} if sizes else {}),
+            **({"choice": choice} if choice else {}),
+            **({"tolerance": tolerance} if rounds else {}),
         }
         plans = [p.name for p in folder.glob("*.plan")]
         return Export(files=(*names, *plans, *_job.FILES), facts=facts)

@@ -6,6 +6,7 @@ axes of the output, where a real token stands: what is said of padding is nobody
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,49 @@ from compress.artifact import Artifact
 from compress.engines import parity
 from compress.engines.parity import DECODER_SHAPES, ENCODER_SHAPES, Shape
 from compress.engines.twin import twin
+from compress.reading import Change, reading, static
 from exporters import _graph
 
 Arrays = dict[str, np.ndarray]
 
 
-def cases(artifact: Artifact, batch: int, length: int) -> Arrays:
-    """Return all cases that fit in so many sequences and tokens, their expected outputs computed in float32."""
+def proof(
+    artifact: Artifact, precision: str, batch: int, length: int, *, rounds: bool
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return all cases that fit in so many sequences and tokens, and how far an engine may be from them.
+
+    What is almost between two codes may become either, so that with rounded inputs two engines that are right may be
+    as far from each other as what rounding costs, which the tolerance then allows beside what the precision does.
+
+    Args:
+        artifact: whose model computes the expected outputs, in float32.
+        precision: of the engine.
+        batch: sequences at most.
+        length: tokens at most.
+        rounds: whether linears read their static inputs rounded.
+    """
+    tolerance = parity.TOLERANCES[precision]
+    found = cases(artifact, batch, length)
+    if not rounds:
+        return {**found}, vars(tolerance)
+    floats, found = found, cases(artifact, batch, length, static(artifact.grids))
+    share = max(_apart(found, floats, n, tolerance.floor) for n in found if "/expected " in n)
+    return {**found}, {**vars(tolerance), "share": tolerance.share + share}
+
+
+def _apart(found: Arrays, others: Arrays, name: str, floor: float) -> float:
+    """Return how far one expected output is from another way to compute it, as a share of its largest value."""
+    real = found[name.replace("/expected ", "/real ")]
+    largest = max(float(np.abs(found[name][real]).max(initial=0)), floor)
+    return float(np.abs(found[name] - others[name])[real].max(initial=0)) / largest if largest else 0.0
+
+
+def cases(artifact: Artifact, batch: int, length: int, changes: Mapping[str, Change] | None = None) -> Arrays:
+    """Return all cases that fit, with what linears read changed or, unless given, as it is; as `proof` does."""
     decoder = artifact.task == "causal-lm"
     shapes = DECODER_SHAPES[1:4] if decoder else ENCODER_SHAPES[:2]
     made: Arrays = {}
-    with twin(artifact.model, torch.float32, "cpu") as model:
+    with twin(artifact.model, torch.float32, "cpu") as model, reading(model, changes or {}):
         if model is not artifact.model:
             parity.to_codes_(model, artifact.grids)
         call = _graph.decoder_call(model) if decoder else _graph.encoder_call(model, artifact.task)

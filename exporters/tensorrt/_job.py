@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress import files
+import numpy as np
+
+from compress import bench, bench_tensorrt, files
 from compress.context import Report
 from compress.contracts import Target
 from compress.errors import CompressError
@@ -55,6 +58,23 @@ def profiles(
 
 def _shapes(shape: Sequence[int | str], sizes: Mapping[str, Range]) -> list[list[int]]:
     return [[axis if isinstance(axis, int) else sizes[axis][k] for axis in shape] for k in range(3)]
+
+
+def write(folder: Path, job: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write what the kit reads, and the kit itself.
+
+    Args:
+        folder: of the engine.
+        job: what is to be built, and how near its outputs must come.
+        arrays: the cases.
+    """
+    with files.disk_errors(folder):
+        files.write_json(folder / JOB, job)
+        np.savez(folder / CASES, allow_pickle=False, **arrays)
+        for script in (KIT, KERNELS):
+            shutil.copyfile(Path(__file__).with_name(f"_{script}"), folder / script)
+        for clock in (Path(bench.__file__), Path(bench_tensorrt.__file__)):
+            shutil.copyfile(clock, folder / clock.name)
 
 
 def plan(folder: Path, flavour: str, report: Report) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from compress.contracts import Target
+from compress.engines.choice import EXACT, INTEGER
 from compress.errors import BadModel, BadSettings
-from compress.facts import Facts, GridFact
+from compress.facts import Activation, Facts, GridFact
 from compress.grid import groups
 from compress.installed import bringing
-from exporters._graph import Bytes
+from exporters._graph import Bytes, Kernel
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -25,7 +27,7 @@ _MENDS = {
     "zero point": "symmetric codes would do",
     "block": "a group size that divides the inputs of every linear, such as 32, would do",
     "Attention": "precision = 'fp16' would do",
-    "DynamicQuantizeLinear": "codes without integer inputs would do",
+    "DynamicQuantizeLinear": "codes without integer inputs would do, or activation = 'static'",
     "MatMulNBits": "[[export]] use = 'tensorrt' writes codes that it takes",
     "compute capability": "leave compute_capabilities out, or name those that it knows: 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
 }  # of what the builder says or is about, what would do
@@ -121,7 +123,13 @@ def refused(told: Mapping[str, Any], flavour: str) -> BadModel:
     return BadModel(f"{where}{flavour} refuses the graph: {text}{f'; {mend}' if mend else ''}")
 
 
-def described(facts: Facts, sizes: Mapping[str, Bytes]) -> dict[str, Any]:
+def kernels(facts: Facts, *, rounds: bool) -> dict[str, Kernel]:
+    """Return how every linear with codes multiplies; `rounds` tells whether static inputs become codes too."""
+    static = {n for n, g in facts.grids.items() if rounds and g.activation == "static"}
+    return {n: Kernel("QuantizeLinear" if n in static else "DequantizeLinear") for n in facts.grids}
+
+
+def described(facts: Facts, sizes: Mapping[str, Bytes], *, rounds: bool) -> dict[str, Any]:
     """Return what the manifest says of codes: of every linear what is integer, and its bytes in the graph."""
     layers = {
         n: {
@@ -138,6 +146,8 @@ def described(facts: Facts, sizes: Mapping[str, Bytes]) -> dict[str, Any]:
         }
         for n, g in facts.grids.items()
     }
-    asked = [n for n, g in facts.grids.items() if g.activation == "dynamic"]
-    simulated = [f"inputs of 8 bits: {len(asked)} linears read floats"] if asked else []
-    return {"kernels": "exact", "simulated": simulated, "layers": layers}
+    asked = Counter(g.activation for g in facts.grids.values())
+    floats: dict[Activation, str] = {"dynamic": "; activation = 'static' has them"}
+    floats |= {} if rounds else {"static": ""}
+    told = [f"inputs of 8 bits: {asked[a]} linears read floats{mend}" for a, mend in floats.items() if asked[a]]
+    return {"kernels": INTEGER if rounds else EXACT, "simulated": told, "layers": layers}
