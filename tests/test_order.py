@@ -119,6 +119,8 @@ def _variants(use: str) -> Iterator[dict[str, Any]]:
         yield small | {"precisions": ("fp32", "int4-g8"), "patterns": ("dense", "2:4"), "budget": {"bytes": "0.5x"}}
     if "layers" in fields:
         yield small | {"layers": 0}
+    if "input_range" in fields:
+        yield small | {"bits": 8, "activation": "static"}
     if "average_bits" in fields:
         yield small | {"average_bits": 3}
     for name, field in fields.items():
