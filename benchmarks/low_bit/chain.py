@@ -37,7 +37,8 @@ CONTROL = "dense, trained in full"
 Steps = tuple[tuple[str, dict[str, Any]], ...]
 SPARSE: Steps = (("sparsegpt", {}),)
 FULL: dict[str, Any] = {"method": "full"}
-STAY: dict[str, Any] = {"loss": "lm", "borders": "stay", "lr_steps": 0.06, "again": True}
+# After a rate that has fallen to 0: few steps, in which step sizes move little.
+STAY: dict[str, Any] = {"loss": "lm", "borders": "stay", "lr_steps": 0.01, "again": True, "steps": 1 / 16}
 # Before the pruning, at a rate that stays high, with this share of the steps; it falls to 0 under the mask alone.
 DENSE_FIRST: Steps = (("recover", {**FULL, "schedule": "constant", "steps": 0.5}),)
 # Name in the tables -> passes; those that train take the cell's learning rate, and the share of its steps that `steps`
@@ -62,16 +63,16 @@ CHAINS: dict[str, Steps] = {
     "dense first, sparsegpt, recover full, gptq, l4q stay": (
         *DENSE_FIRST,
         *SPARSE,
-        ("recover", {**FULL, "steps": 0.375}),
+        ("recover", {**FULL, "steps": 7 / 16}),
         ("gptq", {}),
-        ("l4q", {**STAY, "steps": 0.125}),
+        ("l4q", STAY),
     ),
     "dense first, sparsegpt, perp, gptq, l4q stay": (
         *DENSE_FIRST,
         *SPARSE,
-        ("perp", {"train": ["norms", "mask_lora"], "rank": RANK, "steps": 0.375}),
+        ("perp", {"train": ["norms", "mask_lora"], "rank": RANK, "steps": 7 / 16}),
         ("gptq", {}),
-        ("l4q", {**STAY, "steps": 0.125}),
+        ("l4q", STAY),
     ),
     CONTROL: (("recover", FULL),),
     "dense, lora": (("perp", {"train": ["norms", "lora"], "rank": RANK}),),
