@@ -194,7 +194,7 @@ def test_span_clips_nothing_and_rounds_within_half_a_step(seed: int, bits: int, 
     assert (scaled >= bounds(bits)[0]).all()
     assert (scaled <= bounds(bits)[1]).all()
     grid = made.grid()
-    torch.testing.assert_close(grid.scale, steps.scale, rtol=2e-6, atol=0)
+    torch.testing.assert_close(grid.scale, steps.scale, rtol=3e-6, atol=0)  # of a logarithm of up to 14
     assert (grid.scale >= steps.scale).all()
     wide = spread(grid.scale, IN, size)
     assert ((grid.dequantized() - layer.weight).abs() <= wide * 0.5000005).all()
