@@ -4,12 +4,15 @@ Sums over parts miss what a whole model has besides.  What they miss is taken as
 
     o(plan) = measured(plan) - sum(plan),
 
-so that the plan just timed is predicted exactly, and the next one is chosen under `sum + o <= limit`; this corrects
-plans that missed, and uses slack that an upgrade fits in.  A machine is not equally fast from minute to minute: only
-ratios to the dense engine beside a plan are learnt from, times being such shares of the dense one's time in the first
-round.  A plan that is its own successor and met the budget ends the
-loop.  Where an offset gives nothing new (no plan, or one timed before), one between it and an offset that gave too slow
-a plan is sought: other plans may miss less.  No plan is timed twice, so the loop never goes round in circles.
+and the next plan is chosen under `sum + o <= limit`; this corrects plans that missed, and uses slack that an upgrade
+fits in.  What is missed grows with what is there: a small model may stay in a cache that a large one does not fit.  So
+where one plan, or the dense model, was over the limit and another within, `o` is first what a line through the two that
+are nearest to the limit misses there, then that of the plan just timed.  A machine is not equally fast from minute to
+minute: only ratios to the dense engine beside a plan are learnt from, as shares of its time in the first round.
+
+A plan that is its own successor and met the budget ends the loop.  Where an offset gives nothing new (no plan, or one
+timed before), one between it and an offset that gave too slow a plan is sought: other plans may miss less.  No plan is
+timed twice, so the loop never goes round in circles.
 """
 
 from __future__ import annotations
@@ -77,9 +80,11 @@ class _Loop:
     ) -> None:  # fmt: skip
         self.limits, self.propose, self.measure, self.report = limits, propose, measure, report
         self.dense, self.tolerance, self.most = dict(dense), tolerance, rounds
+        self.timings = {c: [(dense[c], dense[c])] for c in TIMES if c in dense}  # sums and ms; the dense model first
         self.timed = any(limit.timed for limit in limits)
         self.rounds: list[Round] = []
-        self.offsets: Costs = {}  # of the plan timed last
+        self.offsets: Costs = {}  # near the limits, as far as is known
+        self.own: Costs = {}  # of the plan timed last
         self.missed: Costs = {}  # the largest of all plans that missed
         self.slow: Costs | None = None  # offsets under which too slow a plan was chosen
         self.fast: Costs | None = None  # offsets under which none was, or one no better than what met the budget
@@ -109,7 +114,10 @@ class _Loop:
                 if known is None and (best is None or plan.proposal.score < best.proposal.score):
                     return plan
                 if known is self.rounds[-1] and known.met:
-                    return None  # what was timed last is what its own offset gives
+                    if at == self.own:
+                        return None  # what was timed last is what its own offset gives
+                    at = self.own
+                    continue
             except UserFault as error:
                 known, fault = None, fault or error
             if known is not None and not known.met:
@@ -138,9 +146,13 @@ class _Loop:
             first, last = measured.engines[0], measured.engines[-1]
             if not self.rounds:
                 self.dense |= {c: t.ms for c in TIMES if (t := time_of(first, c))}
+                self.timings = {c: [(told[0][0], self.dense[c])] for c, told in self.timings.items()}
             times = {c: t.ratio * self.dense[c] for c in plan.sums if (t := time_of(last, c))}
-            self.offsets = {c: ms - plan.sums[c] for c, ms in times.items()}
+            self.own = {c: ms - plan.sums[c] for c, ms in times.items()}
+            for cost, ms in times.items():
+                self.timings.setdefault(cost, []).append((plan.sums[cost], ms))
         wanted = budgets.absolute(self.limits, self.dense)
+        self.offsets = {c: self._missing(c, wanted[c], o) if c in wanted else o for c, o in self.own.items()}
         figures = {cost: self._figure(cost, limit, plan, measured) for cost, limit in wanted.items()}
         met = all(f.excess <= (self.tolerance if cost in TIMES else _ROUNDING) for cost, f in figures.items())
         self.rounds.append(Round(proposal=plan.proposal, figures=figures, measurement=measured, met=met))
@@ -148,8 +160,17 @@ class _Loop:
             self.fast = plan.under
         else:
             self.slow = plan.under
-            self.missed = {c: max(o, self.missed.get(c, o)) for c, o in self.offsets.items()}
+            self.missed = {c: max(o, self.missed.get(c, o)) for c, o in self.own.items()}
         self._tell(self.rounds[-1])
+
+    def _missing(self, cost: str, limit: float, own: float) -> float:
+        """Return what sums near a limit miss; where no two plans enclose it, what that of the plan just timed does."""
+        within = [(ms, total) for total, ms in self.timings[cost] if ms <= limit]
+        over = [(ms, total) for total, ms in self.timings[cost] if ms > limit]
+        if not within or not over or max(within)[1] >= min(over)[1]:
+            return own
+        (fast, small), (slow, large) = max(within), min(over)
+        return limit - small - (limit - fast) / (slow - fast) * (large - small)
 
     def _figure(self, cost: str, limit: float, plan: _Plan, measured: Measurement | None) -> Figure:
         predicted = plan.proposal.predicted[cost]
