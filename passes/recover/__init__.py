@@ -27,7 +27,7 @@ sparse delta holds a score (`lottery` also gradients and moments) for every weig
 Keeps: masks, every zero, tied embeddings unless `full`, all that is not trained bit for bit.  Dropout is off.
 Helps: after pruning; `sparse_delta` comes near `full` with a fraction of its optimizer memory, `mask_lora` and `hira`
 need less again, `ln_tuning` and `ia3` least, and regain least.
-Where text still teaches, prune before the learning rate falls, not after: a dense training with `schedule = "constant"`,
+Where text still teaches, prune before the learning rate falls, not after: dense training with `schedule = "constant"`,
 then the mask, then `full` under it comes out where the dense model does that was trained in as many steps.
 Hurts: `full` at a learning rate that suits the others; every method on few data, against which `held_out` guards.
 """
