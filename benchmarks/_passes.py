@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,3 +47,19 @@ def through(use: str, settings: dict[str, Any], artifact: Artifact, context: Con
     step = plugin(plugin.Settings(**settings))
     step.plan(facts_of(artifact))
     return step.run(artifact, context)
+
+
+def chained(
+    passes: Iterable[tuple[str, dict[str, Any]]],
+    artifact: Artifact,
+    *,
+    parent: Callable[[], Artifact] | None = None,
+    **windows: Tensor,
+) -> Artifact:
+    """Run passes one after the other, each training among them with a turn of its own."""
+    turn = 0
+    for use, settings in passes:
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = through(use, settings, artifact, context_of(Path(folder), turn=turn, parent=parent, **windows))
+        turn += "steps" in settings
+    return artifact

@@ -37,12 +37,8 @@ def rounded(x: Tensor, scale: Tensor, format_: Format = "int") -> Tensor:
 
 def static(grids: Mapping[str, Grid]) -> dict[str, Change]:
     """Return by linear what rounds its inputs, of all whose inputs are static."""
-    found: dict[str, Change] = {}
-    for name in grids:
-        grid = grids[name]
-        if grid.input_scale is not None:
-            found[name] = partial(rounded, scale=grid.input_scale, format_=grid.fact.format)
-    return found
+    steps = {n: (g.input_scale, g.fact.format) for n, g in grids.items()}
+    return {n: partial(rounded, scale=s, format_=f) for n, (s, f) in steps.items() if s is not None}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import _cases, _score, _tools
 from benchmarks._ledger import Results, Row
-from benchmarks._passes import context_of, through
+from benchmarks._passes import chained
 from benchmarks.low_bit import oneshot, packed
 from benchmarks.low_bit.ours import ready
 from benchmarks.low_bit.trained import BATCH, RANK, opened
@@ -134,13 +134,8 @@ def run(results: Results, case: Path, peers: Path | None, *, quick: bool) -> Non
 def ours(cell: Cell, case: Path, ids: Mapping[str, Tensor]) -> Row:
     """Run a chain of our passes; return its scores and the zeros of its files."""
     started, artifact = time.process_time(), opened(case)
-    turn = 0
     try:
-        for use, settings in passes(cell):
-            with tempfile.TemporaryDirectory() as folder:
-                context = context_of(Path(folder), turn=turn, parent=lambda: opened(case), **ids)
-                artifact = through(use, settings, artifact, context)
-            turn += use in TRAINS
+        artifact = chained(passes(cell), artifact, parent=lambda: opened(case), **ids)
     except Diverged as error:
         return {"failed": str(error), "tuning": float("inf"), "seconds": time.process_time() - started}
     tuning = _score.window_losses(artifact.model, ids["calibration"])

@@ -6,7 +6,6 @@ rates are chosen on the calibration windows, on which nothing trains, for the co
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import _cases, _score
 from benchmarks._ledger import Results, Row
-from benchmarks._passes import context_of, through
+from benchmarks._passes import chained
 from benchmarks.masks.ours import asked
 from compress import loading, tree
 from compress.artifact import Artifact
@@ -69,12 +68,7 @@ def passes(training: Training) -> Iterator[tuple[str, Settings]]:
 def trained(training: Training, case: Path, ids: Mapping[str, Tensor]) -> Artifact:
     """Return what a training leaves."""
     model, tokenizer = loading.open_source(str(case / "model"), "causal-lm")
-    artifact, turn = Artifact(model=model, tokenizer=tokenizer), 0
-    for use, settings in passes(training):
-        with tempfile.TemporaryDirectory() as folder:
-            artifact = through(use, settings, artifact, context_of(Path(folder), turn=turn, **ids))
-        turn += "steps" in settings
-    return artifact
+    return chained(passes(training), Artifact(model=model, tokenizer=tokenizer), **ids)
 
 
 def trainings(quick: bool) -> Iterator[Training]:

@@ -79,8 +79,8 @@ class _Loop:
         dense: Costs, tolerance: float, rounds: int,
     ) -> None:  # fmt: skip
         self.limits, self.propose, self.measure, self.report = limits, propose, measure, report
-        self.dense, self.tolerance, self.most = dict(dense), tolerance, rounds
-        self.timings = {c: [(dense[c], dense[c])] for c in TIMES if c in dense}  # sums and ms; the dense model first
+        self.sums, self.dense, self.tolerance, self.most = dense, dict(dense), tolerance, rounds  # as told, as timed
+        self.timings: dict[str, list[tuple[float, float]]] = {}  # ms and sums of the plans, by cost
         self.timed = any(limit.timed for limit in limits)
         self.rounds: list[Round] = []
         self.offsets: Costs = {}  # near the limits, as far as is known
@@ -146,11 +146,10 @@ class _Loop:
             first, last = measured.engines[0], measured.engines[-1]
             if not self.rounds:
                 self.dense |= {c: t.ms for c in TIMES if (t := time_of(first, c))}
-                self.timings = {c: [(told[0][0], self.dense[c])] for c, told in self.timings.items()}
             times = {c: t.ratio * self.dense[c] for c in plan.sums if (t := time_of(last, c))}
             self.own = {c: ms - plan.sums[c] for c, ms in times.items()}
             for cost, ms in times.items():
-                self.timings.setdefault(cost, []).append((plan.sums[cost], ms))
+                self.timings.setdefault(cost, []).append((ms, plan.sums[cost]))
         wanted = budgets.absolute(self.limits, self.dense)
         self.offsets = {c: self._missing(c, wanted[c], o) if c in wanted else o for c, o in self.own.items()}
         figures = {cost: self._figure(cost, limit, plan, measured) for cost, limit in wanted.items()}
@@ -165,8 +164,8 @@ class _Loop:
 
     def _missing(self, cost: str, limit: float, own: float) -> float:
         """Return what sums near a limit miss; where no two plans enclose it, what that of the plan just timed does."""
-        within = [(ms, total) for total, ms in self.timings[cost] if ms <= limit]
-        over = [(ms, total) for total, ms in self.timings[cost] if ms > limit]
+        found = [*self.timings[cost], *([(self.dense[cost], self.sums[cost])] if cost in self.sums else [])]
+        within, over = [f for f in found if f[0] <= limit], [f for f in found if f[0] > limit]
         if not within or not over or max(within)[1] >= min(over)[1]:
             return own
         (fast, small), (slow, large) = max(within), min(over)
