@@ -46,7 +46,7 @@ class Plan:
         windows: of training text at most.
         scoring: calibration windows by which options are judged.
         rounds: of the loop on the clock at most.
-        looks: processes in which that loop times a choice; more and more until its share is known within 1 %.
+        looks: processes in which that loop times a choice.
         seconds: of the clock, for each part that a profile times.
         processes: of the last, common timing; more and more until all is known within 1 %.
         lr: of healing by distillation.
@@ -63,13 +63,13 @@ class Plan:
     ffn: tuple[str, ...] = ("parent", "75%", "50%", "25%", "linear", "none")
     precisions: tuple[str, ...] = ("fp32", "int4-g32", "int8-dynamic")
     patterns: tuple[str, ...] = ("dense", "2:4")
-    bld: int = 200
-    heal: int = 400
+    bld: int = 100
+    heal: int = 200
     batch: int = 8
     windows: int = 2048
     scoring: int = 32
-    rounds: int = 5
-    looks: tuple[int, ...] = clock.PROCESSES
+    rounds: int = 4
+    looks: tuple[int, ...] = (4,)
     seconds: float = 1.0
     processes: tuple[int, ...] = clock.PROCESSES
     lr: float = 1e-3

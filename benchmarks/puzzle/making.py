@@ -23,7 +23,7 @@ from benchmarks._ledger import Row
 from benchmarks._passes import context_of, through
 from benchmarks.low_bit.trained import opened
 from benchmarks.puzzle import slack
-from benchmarks.puzzle.cells import CONTROL, DENSE, DROPS, NO_BLD, QUANTIZED, TARGET, Cell, Plan, choice
+from benchmarks.puzzle.cells import CONTROL, DENSE, DROPS, NO_BLD, QUANTIZED, SINGLE, TARGET, Cell, Plan, choice
 from compress import files, registry
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
@@ -84,7 +84,7 @@ def made(cell: Cell, place: Place) -> Row:
         UserFault: no choice keeps the budget, or the model has no such blocks.
     """
     started, folder = time.monotonic(), place.folder(cell)
-    artifact, row = _chosen(cell, place, folder / "chosen")
+    artifact, row = chosen(cell, place)
     row["unhealed"] = [round(v, 6) for v in _score.window_losses(artifact.model, place.ids["evaluation"])]
     artifact = _healed(artifact, cell, place, folder)
     engine = folder / "engine"
@@ -99,10 +99,24 @@ def made(cell: Cell, place: Place) -> Row:
     return {**row, "file_mib": round(size / 2**20, 3), "seconds": round(time.monotonic() - started, 1)}
 
 
-def _chosen(cell: Cell, place: Place, kept: Path) -> tuple[Artifact, Row]:
-    """Return the model of a cell before it is trained, and what is known of the choice."""
-    if cell.curve == "single":
+def choose(cell: Cell, place: Place) -> Row:
+    """Choose the blocks of a cell, and return what is known of the choice.
+
+    Raises:
+        UserFault: no choice keeps the budget, or the model has no such blocks.
+    """
+    return chosen(cell, place)[1]
+
+
+def chosen(cell: Cell, place: Place) -> tuple[Artifact, Row]:
+    """Return the model of a cell before it is trained, and what is known of the choice; one made before is read.
+
+    Raises:
+        UserFault: no choice keeps the budget, or the model has no such blocks.
+    """
+    if cell.curve == SINGLE:
         return opened(place.case), {}
+    kept = place.folder(cell) / "chosen"
     if not kept.exists():
         report = QuietReport()
         context = place.context(kept.parent / "choosing", report)

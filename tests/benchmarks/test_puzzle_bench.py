@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks import _cases, _score
-from benchmarks._ledger import Results, Row
+from benchmarks._ledger import Results, Row, read
 from benchmarks._passes import context_of
 from benchmarks.low_bit.trained import opened
 from benchmarks.puzzle import cells, geometry, making, picture, report, run, slack, timing
@@ -163,15 +163,22 @@ def test_the_picture_is_one_svg_with_both_curves(tmp_path: Path) -> None:
     assert "● puzzle" in told
 
 
-def test_a_cell_that_cannot_be_is_told_and_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(cell: Cell, place: making.Place) -> Row:
-        raise BadModel("no such blocks")
-
-    monkeypatch.setattr(making, "made", made)
-    kept = Results(tmp_path / "r.jsonl", {})
-    place = making.Place(case=tmp_path, work=tmp_path, plan=QUICK, ids={})
-    run.finish(Cell(STRUCTURE, "drop das", 9), place, kept)
-    assert Results(tmp_path / "r.jsonl", {}).rows["engine/structure/drop das/9"]["failed"] == "no such blocks"
+def test_a_cell_that_cannot_be_is_told_and_others_go_on(tmp_path: Path) -> None:
+    ids = torch.randint(0, 256, (12, 24), generator=torch.Generator().manual_seed(0))
+    _cases._write(tmp_path / "case", tiny_llama(), _cases._byte_tokenizer(), ids[:2], ids[2:4], ids[4:])
+    plan = dataclasses.replace(
+        QUICK, heal=1, batch=1, windows=8, drops=(1, 2), ways=("drop similarity",), geometries=(),
+        budgets={ALL: (), STRUCTURE: ()}, baselines={ALL: (), STRUCTURE: ()}, processes=(1,),
+    )  # fmt: skip
+    path = tmp_path / "r.jsonl"
+    run.work(tmp_path / "case", tmp_path / "cells", plan, path, only=("drop similarity",))
+    rows = {line["key"]: line for line in read(path)[1:]}
+    assert "one must stay" in rows["engine/structure/drop similarity/2"]["failed"]
+    assert rows["engine/structure/drop similarity/1"]["losses"]
+    timed = {k: row["engines"] for k, row in rows.items() if k.startswith("clock/")}
+    assert len(timed) == len(cells.BATCHES)
+    assert all(set(t) == {"engine/single/dense", "engine/structure/drop similarity/1"} for t in timed.values())
+    assert "engine/single/control" not in rows, "only what was asked for is run"
 
 
 def test_the_same_engines_are_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +212,8 @@ def test_the_mixed_build_differs_by_block_in_heads_neurons_and_codes(tmp_path: P
 
 
 def test_an_engine_of_a_cell_is_made_healed_and_scored(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=None,
-    )  # fmt: skip
-    model, ids = LlamaForCausalLM(config), torch.randint(0, 256, (12, 24))
-    _cases._write(tmp_path / "case", model, _cases._byte_tokenizer(), ids[:2], ids[2:4], ids[4:])
+    ids = torch.randint(0, 256, (12, 24), generator=torch.Generator().manual_seed(0))
+    _cases._write(tmp_path / "case", tiny_llama(), _cases._byte_tokenizer(), ids[:2], ids[2:4], ids[4:])
     plan = dataclasses.replace(QUICK, heal=1, batch=1, windows=8)
     place = making.Place(
         case=tmp_path / "case", work=tmp_path / "cells", plan=plan, ids=_cases.ids_of(tmp_path / "case")
@@ -226,6 +228,15 @@ def test_an_engine_of_a_cell_is_made_healed_and_scored(tmp_path: Path) -> None:
     assert found["losses"] != found["unhealed"]
     assert all(0 <= h <= 1 for h in found["hits"])
     assert {p.name for p in place.folder(cell).iterdir()} == {"chosen", "engine"}
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=256, tie_word_embeddings=True, pad_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
 def demo_case(folder: Path) -> Path:
