@@ -23,7 +23,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 # Ablations of the curve of shapes -> what of the choice is other.
 ABLATIONS: dict[str, dict[str, Any]] = {"lm scores": {"score": "lm"}, "no bld": {}, "coupled": {"refine": True}}
 NO_BLD = "no bld"
-BUDGETS = {STRUCTURE: (0.8, 0.65, 0.55, 0.46, 0.38), ALL: (0.46, 0.38, 0.32, 0.27, 0.22)}
+BUDGETS = {STRUCTURE: (0.8, 0.65, 0.55, 0.46, 0.38), ALL: (0.55, 0.46, 0.38, 0.32, 0.27)}
 
 
 @dataclass(frozen=True, kw_only=True)
