@@ -6,9 +6,11 @@ Sums over parts miss what a whole model has besides.  What they miss is taken as
 
 and the next plan is chosen under `sum + o <= limit`; this corrects plans that missed, and uses slack that an upgrade
 fits in.  What is missed grows with what is there: a small model may stay in a cache that a large one does not fit.  So
-where one plan, or the dense model, was over the limit and another within, `o` is first what a line through the two that
-are nearest to the limit misses there, then that of the plan just timed.  A machine is not equally fast from minute to
-minute: only ratios to the dense engine beside a plan are learnt from, as shares of its time in the first round.
+where one plan, or the dense model, was over the limit and another within, `o` is first what is missed where a curve
+through them meets the limit, then that of the plan just timed.  The curve is not known: it lies between a line through the
+two that are nearest to the limit and the line that goes on through the next nearest (at first: that of the plan's own
+offset), and the middle is taken.  A machine is not equally fast from minute to minute: only ratios to the dense engine
+beside a plan are learnt from, as shares of its time in the first round.
 
 A plan that is its own successor and met the budget ends the loop.  Where an offset gives nothing new (no plan, or one
 timed before), one between it and an offset that gave too slow a plan is sought: other plans may miss less.  No plan is
@@ -169,7 +171,12 @@ class _Loop:
         if not within or not over or max(within)[1] >= min(over)[1]:
             return own
         (fast, small), (slow, large) = max(within), min(over)
-        return limit - small - (limit - fast) / (slow - fast) * (large - small)
+        aims = [_crossing((fast, small), (slow, large), limit)]
+        aims += [_crossing((fast, small), other, limit) for other in sorted(within)[-2:-1]]
+        aims += [_crossing((slow, large), other, limit) for other in sorted(over)[1:2]]
+        if len(aims) == 1:
+            aims.append(limit - own)
+        return limit - sum(min(max(aim, small), large) for aim in aims) / len(aims)
 
     def _figure(self, cost: str, limit: float, plan: _Plan, measured: Measurement | None) -> Figure:
         predicted = plan.proposal.predicted[cost]
@@ -193,3 +200,8 @@ class _Loop:
 
 def _middle(one: Costs, other: Costs) -> Costs:
     return {c: (one.get(c, 0.0) + other.get(c, 0.0)) / 2 for c in {**one, **other}}
+
+
+def _crossing(one: tuple[float, float], other: tuple[float, float], limit: float) -> float:
+    """Return the sum at which a line through two plans, each (ms, sum), takes `limit` ms."""
+    return one[1] + (limit - one[0]) / (other[0] - one[0]) * (other[1] - one[1])
