@@ -7,10 +7,10 @@ Sums over parts miss what a whole model has besides.  What they miss is taken as
 and the next plan is chosen under `sum + o <= limit`; this corrects plans that missed, and uses slack that an upgrade
 fits in.  What is missed grows with what is there: a small model may stay in a cache that a large one does not fit.  So
 where one plan, or the dense model, was over the limit and another within, `o` is first what is missed where a curve
-through them meets the limit, then that of the plan just timed.  The curve is not known: it lies between a line through the
-two that are nearest to the limit and the line that goes on through the next nearest (at first: that of the plan's own
-offset), and the middle is taken.  A machine is not equally fast from minute to minute: only ratios to the dense engine
-beside a plan are learnt from, as shares of its time in the first round.
+through them meets the limit, then that of the plan just timed.  The curve is not known: it lies between a line through
+the two that are nearest to the limit and one that goes on from the next nearest (at first: with its own offset), and
+the middle is taken.  A machine is not equally fast from minute to minute: only ratios to the dense engine beside a plan
+are learnt from, as shares of its time in the first round.
 
 A plan that is its own successor and met the budget ends the loop.  Where an offset gives nothing new (no plan, or one
 timed before), one between it and an offset that gave too slow a plan is sought: other plans may miss less.  No plan is
@@ -170,13 +170,12 @@ class _Loop:
         within, over = [f for f in found if f[0] <= limit], [f for f in found if f[0] > limit]
         if not within or not over or max(within)[1] >= min(over)[1]:
             return own
-        (fast, small), (slow, large) = max(within), min(over)
-        aims = [_crossing((fast, small), (slow, large), limit)]
-        aims += [_crossing((fast, small), other, limit) for other in sorted(within)[-2:-1]]
-        aims += [_crossing((slow, large), other, limit) for other in sorted(over)[1:2]]
+        fast, slow = max(within), min(over)
+        pairs = [(fast, slow), *((fast, f) for f in sorted(within)[-2:-1]), *((slow, s) for s in sorted(over)[1:2])]
+        aims = [_crossing(one, other, limit) for one, other in pairs if (other[0] - one[0]) * (other[1] - one[1]) > 0]
         if len(aims) == 1:
             aims.append(limit - own)
-        return limit - sum(min(max(aim, small), large) for aim in aims) / len(aims)
+        return limit - sum(min(max(aim, fast[1]), slow[1]) for aim in aims) / len(aims)
 
     def _figure(self, cost: str, limit: float, plan: _Plan, measured: Measurement | None) -> Figure:
         predicted = plan.proposal.predicted[cost]

@@ -204,7 +204,7 @@ def test_slack_is_used_and_an_upgrade_that_misses_is_given_up() -> None:
 
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.8])
 def test_three_rounds_suffice_where_large_models_leave_the_cache(share: float) -> None:
-    """As measured of floats that share a cache with neighbours: small models take their sum, the dense one 1.4 of it."""
+    """As measured of floats that share a cache with neighbours: small plans take their sum, the dense one 1.4 of it."""
     dense = summed(PLANS[0])
     machine = Machine(lambda plan: summed(plan) + 0.4 * dense * (summed(plan) / dense) ** 8)
     closed = machine.close(share, rounds=3)
