@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.contracts import Target
-from compress.sweep import clock
 
 TARGET = Target(name="laptop", threads=1, batch=1, prompt=128, generate=64, huge_pages=True)
 BATCHES = (1, 8)
@@ -48,7 +47,7 @@ class Plan:
         rounds: of the loop on the clock at most.
         looks: processes in which that loop times a choice.
         seconds: of the clock, for each part that a profile times.
-        processes: of the last, common timing; more and more until all is known within 1 %.
+        processes: of the last, common timing; the next count is tried while not all is known within 1 %.
         lr: of healing by distillation.
         control_lr: of the parent's own training.
         geometries: at which speed alone is measured.
@@ -71,7 +70,7 @@ class Plan:
     rounds: int = 4
     looks: tuple[int, ...] = (4,)
     seconds: float = 1.0
-    processes: tuple[int, ...] = clock.PROCESSES
+    processes: tuple[int, ...] = (6,)
     lr: float = 1e-3
     control_lr: float = 3e-4
     geometries: tuple[str, ...] = ("135 M", "0.5 B")
