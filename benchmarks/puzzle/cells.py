@@ -20,7 +20,10 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8, "activation": "dynamic"},
 }
 # Ablations of the curve of shapes -> what of the choice is other.
-ABLATIONS: dict[str, dict[str, Any]] = {"lm scores": {"score": "lm"}, "no bld": {}, "coupled": {"refine": True}}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "scores alone": {"rescore": 0}, "lm scores": {"score": "lm"}, "no bld": {}, "coupled": {"refine": True},
+}  # fmt: skip
+ALONE = "scores alone"  # stands on both curves
 NO_BLD = "no bld"
 BUDGETS = {STRUCTURE: (0.8, 0.65, 0.55, 0.46, 0.38), ALL: (0.55, 0.46, 0.38, 0.32, 0.27)}
 
@@ -44,6 +47,7 @@ class Plan:
         batch: windows of a step.
         windows: of training text at most.
         scoring: calibration windows by which options are judged.
+        rescore: how often options are scored anew among what was chosen.
         rounds: of the loop on the clock at most.
         looks: processes in which that loop times a choice.
         seconds: of the clock, for each part that a profile times.
@@ -67,6 +71,7 @@ class Plan:
     batch: int = 8
     windows: int = 2048
     scoring: int = 32
+    rescore: int = 4
     rounds: int = 4
     looks: tuple[int, ...] = (4,)
     seconds: float = 1.0
@@ -117,7 +122,8 @@ def cells(plan: Plan) -> Iterator[Cell]:
         curves = (ALL, STRUCTURE) if plan.both else (SOLVERS[way],)
         yield from (Cell(curve, way, budget) for curve in curves for budget in plan.baselines[curve])
     for way in (w for w in ABLATIONS if w in plan.ways):
-        yield from (Cell(STRUCTURE, way, budget) for budget in plan.baselines[STRUCTURE])
+        for curve in (ALL, STRUCTURE) if way == ALONE else (STRUCTURE,):
+            yield from (Cell(curve, way, budget) for budget in plan.baselines[curve])
 
 
 def choice(cell: Cell, plan: Plan) -> dict[str, Any]:
@@ -128,6 +134,6 @@ def choice(cell: Cell, plan: Plan) -> dict[str, Any]:
         "precisions": plan.precisions if every else plan.precisions[:1],
         "patterns": plan.patterns if every else plan.patterns[:1],
         "windows": plan.scoring, "rounds": plan.rounds, "looks": plan.looks, "seconds": plan.seconds, "steps": plan.bld,
-        "lr": 3e-3,
+        "lr": 3e-3, "rescore": plan.rescore,
     }  # fmt: skip
     return found | ({"solver": cell.way} if cell.way in SOLVERS else {}) | ABLATIONS.get(cell.way, {})

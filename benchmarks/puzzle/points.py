@@ -8,7 +8,7 @@ from statistics import mean
 
 from benchmarks import _score
 from benchmarks._ledger import Row
-from benchmarks.puzzle.cells import CONTROL, DENSE, SINGLE, Cell
+from benchmarks.puzzle.cells import ABLATIONS, CONTROL, DENSE, SINGLE, Cell
 
 Rows = Mapping[str, Row]
 Interval = tuple[float, float, float]
@@ -76,6 +76,6 @@ def rivals(point: Point, found: Mapping[str, Point], batch: int, *, curve: str |
     own = point.share(batch)
     assert own is not None
     allowed = [p for p in found.values() if curve is None or p.cell.curve == curve or p.cell.way in (DENSE, CONTROL)]
-    others = [p for p in allowed if p.cell.curve == SINGLE or p.cell.way != point.cell.way]
+    others = [p for p in allowed if p.cell.way not in (point.cell.way, *ABLATIONS)]
     fast = [p for p in others if (share := p.share(batch)) and share[0] <= own[2]]
     return sorted(fast, key=lambda p: p.loss)

@@ -127,18 +127,19 @@ def _budgets(found: Found) -> list[str]:
 
 
 def _ablations(found: Found, rows: Rows) -> list[str]:
-    """Return what becomes of Puzzle on the curve of shapes when one thing is other."""
+    """Return what becomes of Puzzle when one thing is other."""
     lines = []
-    for own in (p for p in found.values() if (p.cell.curve, p.cell.way) == (STRUCTURE, PUZZLE)):
-        budget = own.cell.amount
+    for own in (p for p in found.values() if p.cell.way == PUZZLE):
+        curve, budget = own.cell.curve, own.cell.amount
         bare = _score.mean_difference(own.row["unhealed"], own.row["losses"])
-        lines.append(("without gkd", f"{budget:g}", f"{mean(own.row['unhealed']):.4f}", interval(bare, 4), ""))
+        lines.append((curve, "without gkd", f"{budget:g}", f"{mean(own.row['unhealed']):.4f}", interval(bare, 4), ""))
         for way in ABLATIONS:
-            if other := found.get(Cell(STRUCTURE, way, budget).key):
+            if other := found.get(Cell(curve, way, budget).key):
                 raw = _score.mean_difference(other.row["unhealed"], own.row["unhealed"])
-                lines.append((way, f"{budget:g}", f"{other.loss:.4f}", interval(other.above(own), 4), interval(raw, 4)))
-    head = "Puzzle with: | budget | loss, nats | minus Puzzle's (95 %) | likewise, both before healing"
-    return ["\n## What it is made of (curve of shapes)\n", *table(head, lines)] if lines else []
+                told = f"{other.loss:.4f}", interval(other.above(own), 4), interval(raw, 4)
+                lines.append((curve, way, f"{budget:g}", *told))
+    head = "curve: | Puzzle with: | budget | loss, nats | minus Puzzle's (95 %) | likewise, both before healing"
+    return ["\n## What it is made of\n", *table(head, lines)] if lines else []
 
 
 def _paper(found: Found) -> list[str]:

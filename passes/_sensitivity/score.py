@@ -27,6 +27,14 @@ class Score:
         """The score: of all rows together, each by its weight."""
         return math.fsum(self.sums) / math.fsum(self.weights)
 
+    def __sub__(self, other: Score) -> Score:
+        """Return how much farther it takes each row than another change does."""
+        return Score(tuple(a - b for a, b in zip(self.sums, other.sums, strict=True)), self.weights)
+
+    def between(self, other: Score) -> Score:
+        """Return the middle of it and another, row by row."""
+        return Score(tuple((a + b) / 2 for a, b in zip(self.sums, other.sums, strict=True)), self.weights)
+
     def interval(self, seed: int = 0) -> tuple[float, float]:
         """Return the 95 % bootstrap interval of the score, rows drawn anew."""
         sums, weights = np.array(self.sums), np.array(self.weights)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def scores(
     context: Context,
     journal: Path,
     kind: Kind = "kl",
+    company: Sequence[Swap] = (),
 ) -> dict[str, Score]:
     """Return by key how far each change by itself takes the model's outputs; the model stays as it is.
 
@@ -92,6 +93,8 @@ def scores(
         context: data, device, seed and report.
         journal: a file that holds what was judged already, by these rows and this formula; written after each block.
         kind: the formula, as `Judge` has them.
+        company: what stands in other blocks' places while changes are judged, one a block at most; outputs are still
+            held against those of the model as it is.
 
     Raises:
         BadModel: outputs are NaN or infinite.
@@ -106,7 +109,7 @@ def scores(
     total = [len(here) * left for here, left in zip(todo, blocks_left, strict=True)]
     if done != total:
         artifact.model.train(False)
-        walk = _Walk(artifact, windows, context, kind)
+        walk = _Walk(artifact, windows, context, kind, company)
         kept["weights"] = list(walk.judge.weights)
         with context.report.bar("sensitivity", sum(total), sum(done)) as bar:
             for index, here in enumerate(todo):
@@ -120,8 +123,9 @@ def scores(
 class _Walk:
     """The windows on their way through the model as it is, at the door of one block after the other."""
 
-    def __init__(self, artifact: Artifact, windows: int, context: Context, kind: Kind) -> None:
+    def __init__(self, artifact: Artifact, windows: int, context: Context, kind: Kind, company: Sequence[Swap]) -> None:
         self.artifact, self.names = artifact, list(tree.blocks(artifact.model))
+        self.company: dict[str, Swap] = {}  # none until the model as it is has been heard
         examples = context.data["calibration"].examples(artifact.tokenizer)
         rows = draw(0, len(examples), windows, context.seed)
         batches = [examples.batch(rows[at : at + _BATCH]) for at in range(0, len(rows), _BATCH)]
@@ -132,11 +136,19 @@ class _Walk:
             self.advance(index)
         self.judge = Judge(artifact, batches, self.hidden, kind)
         self.hidden = door
+        self.company = {swap.block: swap for swap in company}
 
     def advance(self, index: int) -> None:
         """Let the windows pass a block."""
-        with self.artifact.opened(self.names[index]) as block:
+        with self._opened(index) as block:
             self.hidden = self._passed(block, index, self.hidden)
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[nn.Module]:
+        """Open a block, or what stands in its place."""
+        name = self.names[index]
+        with self.artifact.opened(name) as block:
+            yield self.company[name].made() if name in self.company else block
 
     def judged(self, index: int, changes: Sequence[Change | Swap], bar: Bar) -> dict[str, list[float]]:
         """Return how far each change to the block of this number takes the outputs, row by row."""
@@ -144,7 +156,7 @@ class _Walk:
             models = [self._changed(block, index, change) for change in changes]
             bar.advance(len(changes))
         for later in range(index + 1, len(self.names)):
-            with self.artifact.opened(self.names[later]) as block:
+            with self._opened(later) as block:
                 models = [self._passed(block, later, hidden) for hidden in models]
                 bar.advance(len(changes))
         found = dict(zip((c.key for c in changes), self.judge.rows(models), strict=True))

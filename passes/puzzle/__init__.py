@@ -13,7 +13,9 @@ beside the dense engine, and what sums of parts miss corrects the next choice.
 
 Paper: Bercovich et al. 2024, Puzzle (arXiv 2411.19146), sections 3 and 4.
 
-Option: `refine = true` trains the picked options and their neighbours together in their blocks, and chooses anew.
+Options: `rescore = 4` judges what was chosen as a whole, scores every shape anew among what was chosen, and chooses
+again, up to so many times.  `refine = true` trains the picked options and their neighbours together in their blocks,
+and chooses anew.
 
 Cost: half a forward of the windows for every option; a second budget on the same model, library and data reads the
 scores from the cache and only solves.  A budget of times also takes what profile entries are missing, and one or more
@@ -23,12 +25,13 @@ those made under them); ties.
 Helps: where latency is to fall by a share that is known, since every part gives what it can spare; train the whole
 afterwards.
 Hurts: scores are of one change each, so that the more is changed, the less their sum says; removing attention from many
-neighbouring blocks costs more than it tells.
+neighbouring blocks costs more than it tells, which `rescore` sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import profiles
@@ -43,9 +46,11 @@ from compress.registry import nearest
 from passes import _library, _sensitivity
 from passes._library import Library, Variant
 from passes._pruned import facts_of
-from passes.puzzle import checking, offered, offers, pieces, refining, scoring, solving, states, telling
+from passes.puzzle import checking, company, offered, offers, pieces, refining, scoring, solving, states, telling
 from passes.puzzle.costs import prices
 from passes.puzzle.offers import Offers
+from passes.puzzle.pieces import Piece
+from passes.puzzle.scoring import Scores
 from passes.puzzle.settings import PuzzleSettings
 from passes.puzzle.solving import Chosen, Program
 from passes.puzzle.states import Begun
@@ -117,11 +122,12 @@ class Puzzle(Pass):
     def estimate(self, facts: Facts) -> Estimate:
         """Return the cost: half a forward of the windows for each option, by a core of 3e10 products a second."""
         given = self.settings
-        options = self._variants(facts) + 2 * facts.blocks * (len(given.precisions) + len(given.patterns))
+        shapes, others = self._variants(facts), 2 * facts.blocks * (len(given.precisions) + len(given.patterns))
+        options = shapes * (1 + given.rescore) + others
         weights = sum(out * inputs for out, inputs in facts.shapes.values())
         head = facts.head[1][0] * facts.head[1][1] if facts.head else 0
         tokens, width = given.windows * (facts.positions or 512), min(inputs for _, inputs in facts.shapes.values())
-        model, held = 4 * facts.parameters, 4 * tokens * width * -(-options // facts.blocks)
+        model, held = 4 * facts.parameters, 4 * tokens * width * -(-(shapes + others) // facts.blocks)
         return Estimate(
             peak_mib=(2 * model + held) / 2**20,
             disk_mib=2 * model / 2**20,
@@ -142,14 +148,25 @@ class Puzzle(Pass):
         scores = scoring.scores(artifact, made, options, given, kept)
         telling.tell_scores(scores, context)
 
+        def program(found: Offers) -> Program:
+            return Program(facts=facts, offers=found, prices=priced, solver=solving.solver_of(given.solver))
+
         def choice(found: Offers) -> Chosen:
-            solver = solving.solver_of(given.solver)
-            program = Program(facts=facts, offers=found, prices=priced, solver=solver)
-            chosen = solving.choose(program, limits, given, artifact.task, target, context)
-            telling.tell(chosen, program, limits, target, context)
+            made = program(found)
+            chosen = solving.choose(made, limits, given, artifact.task, target, context)
+            telling.tell(chosen, made, limits, target, context)
             return chosen
 
         chosen = choice(offers.alone(options, scores))
+        if given.rescore:
+            judge = functools.partial(company.judged, artifact, made, options, settings=given, context=kept)
+
+            def again(found: Scores, first: Chosen = chosen) -> Sequence[Piece]:
+                return solving.again(program(offers.alone(options, found)), first)
+
+            settled = company.settled(chosen.pieces, scores, judge, again, given.rescore, context.report)
+            if settled is not scores:
+                scores, chosen = settled, choice(offers.alone(options, settled))
         if given.refine:
             near = refining.shrunk(options, chosen.pieces)
             made, found = refining.refined(artifact, near, scores, given, kept, parent)

@@ -56,6 +56,12 @@ class PuzzleSettings(SpaceSettings):
     seconds: float = Field(
         1.0, gt=0, description="where parts are measured here: to aim at, for each phase in each process"
     )
+    rescore: int = Field(
+        0,
+        ge=0,
+        description="how often at most shapes are scored anew among those that were chosen, which is a new choice's "
+        "word: scores of one change each do not add up where much is removed",
+    )
     refine: bool = Field(
         False,
         description="whether a second round trains the picked options and their neighbours together in their blocks, "

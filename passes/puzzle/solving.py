@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress import budgets, files, loading, registry
-from compress.budgets import Limit
+from compress.budgets import TIMES, Limit
 from compress.context import Context
 from compress.contracts import Exporter, Target
-from compress.errors import BadSettings
+from compress.errors import BadSettings, UserFault
 from compress.facts import Facts, Task
 from compress.measure import Measurement
 from compress.profiling import Build, profiler
@@ -129,6 +129,19 @@ def choose(
     )  # fmt: skip
     found = program.chosen(closed.proposal)
     return dataclasses.replace(found, closed=closed)
+
+
+def again(program: Program, chosen: Chosen) -> tuple[Piece, ...]:
+    """Return what a program picks under the limits of a choice and what the clock taught of them, without the clock."""
+    limits, offsets = chosen.limits, dict[str, float]()
+    if chosen.closed:
+        figures = chosen.closed.rounds[-1].figures
+        limits = {cost: f.limit for cost, f in figures.items()}
+        offsets = {cost: f.offset for cost, f in figures.items() if cost in TIMES}
+    try:
+        return program.chosen(program.propose(limits, offsets)).pieces
+    except UserFault:  # within the tolerance alone, where the clock's word had to do
+        return chosen.pieces
 
 
 def _untimed(program: Program, target: Target, context: Context) -> str:

@@ -137,8 +137,8 @@ def test_the_page_tells_of_budgets_ablations_the_paper_and_what_failed() -> None
     page = report.render({"case": "x"}, rows)
     budget = next(x for x in page.splitlines() if x.startswith("| all | puzzle |"))
     assert "| 0.450 | 0.490 (0.480 … 0.500) | 0.500 (0.499 … 0.501) | 1.002 | kept | 1 | 0 |" in budget
-    assert "| no bld | 0.5 | 2.4450 | +0.0500 (+0.0500 … +0.0500) |" in page
-    assert "| without gkd | 0.5 | 3.3950 | +1.0000 (+1.0000 … +1.0000) |" in page
+    assert "| structure | no bld | 0.5 | 2.4450 | +0.0500 (+0.0500 … +0.0500) |" in page
+    assert "| structure | without gkd | 0.5 | 3.3950 | +1.0000 (+1.0000 … +1.0000) |" in page
     assert "none so fast" in page
     assert "- all/random/0.38: no choice keeps it" in page
 
