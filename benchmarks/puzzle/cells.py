@@ -87,7 +87,8 @@ QUICK = Plan(
     drops=(2,),
     ways=("uniform", "greedy", "random", "drop similarity", "int4", "int8"),
     attention=("parent", "kv 50%", "none"), ffn=("parent", "50%", "none"), patterns=("dense",),
-    bld=12, heal=24, batch=4, windows=512, scoring=8, rounds=3, looks=(1,), seconds=0.2, processes=(2,), geometries=(),
+    bld=12, heal=24, batch=4, windows=512, scoring=8, rescore=1, rounds=3, looks=(1,), seconds=0.2,
+    processes=(2,), geometries=(),
 )  # fmt: skip
 
 
@@ -136,4 +137,4 @@ def choice(cell: Cell, plan: Plan) -> dict[str, Any]:
         "windows": plan.scoring, "rounds": plan.rounds, "looks": plan.looks, "seconds": plan.seconds, "steps": plan.bld,
         "lr": 3e-3, "rescore": plan.rescore,
     }  # fmt: skip
-    return found | ({"solver": cell.way} if cell.way in SOLVERS else {}) | ABLATIONS.get(cell.way, {})
+    return found | ({"solver": cell.way, "rescore": 0} if cell.way in SOLVERS else {}) | ABLATIONS.get(cell.way, {})

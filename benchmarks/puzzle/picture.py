@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks._ledger import read
-from benchmarks.puzzle.cells import ALL, ALONE, PUZZLE, SINGLE, SOLVERS, STRUCTURE
+from benchmarks.puzzle.cells import ALL, ALONE, DROPS, PUZZLE, SINGLE, SOLVERS, STRUCTURE
 from benchmarks.puzzle.points import Point, dense_of, points
 from compress.report.plots import WIDTH
 from compress.report.scatter import Mark, Series, scatter
@@ -38,9 +38,10 @@ def drawn(found: dict[str, Point]) -> str:
         ]
         timed += [p for p in found.values() if curve == ALL and p.share() and p.cell.curve == SINGLE and p not in timed]
         ways = sorted({p.cell.way for p in timed}, key=lambda w: (w != PUZZLE, w))
+        joined = {PUZZLE, ALONE, *SOLVERS, *DROPS}
         series = [
             Series(
-                name=way, colour=index % len(COLOURS), joined=way in (PUZZLE, ALONE, *SOLVERS) or way.startswith("drop"),
+                name=way, colour=index % len(COLOURS), joined=way in joined,
                 marks=[_mark(p, dense) for p in timed if p.cell.way == way],
             )
             for index, way in enumerate(ways)
