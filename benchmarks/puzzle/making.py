@@ -127,7 +127,7 @@ def chosen(cell: Cell, place: Place) -> tuple[Artifact, Row]:
             settings, library = choice(cell, place.plan), None if cell.way == NO_BLD else place.library
             artifact = through("puzzle", settings, opened(place.case).after(library=library), context)
             told = {k: report.measured.get(k, []) for k in ("rounds", "choice", "solution")}
-            if "refine" not in settings:
+            if not (settings.get("refine") or settings.get("rescore")):  # they chose by other scores than upgrades have
                 again = opened(place.case).after(library=library)
                 told["upgrades"] = slack.upgrades(settings, again, told, context)
         with files.atomic_folder(kept) as new:
