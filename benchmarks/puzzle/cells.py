@@ -19,12 +19,11 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "int4 gptq": {"bits": 4, "group_size": 32},
     "int8": {"bits": 8, "activation": "dynamic"},
 }
-# Ablations of the curve of shapes -> what of the choice is other.
+ALONE, NO_BLD = "scores alone", "no bld"
+# What is left out of Puzzle on the curve of shapes, the first on both -> what of the choice is other.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "scores alone": {"rescore": 0}, "lm scores": {"score": "lm"}, "no bld": {}, "coupled": {"refine": True},
+    ALONE: {"rescore": 0}, "lm scores": {"score": "lm"}, NO_BLD: {}, "coupled": {"refine": True},
 }  # fmt: skip
-ALONE = "scores alone"  # stands on both curves
-NO_BLD = "no bld"
 BUDGETS = {STRUCTURE: (0.8, 0.65, 0.55, 0.46, 0.38), ALL: (0.55, 0.46, 0.38, 0.32, 0.27)}
 
 

@@ -53,6 +53,10 @@ class Place:
         """Return the folder of a cell."""
         return self.work / cell.key.replace(" ", "-")
 
+    def chosen(self, cell: Cell) -> Path:
+        """Return the folder of the model of a cell before it is trained."""
+        return self.folder(cell) / "chosen"
+
     def context(self, folder: Path, report: QuietReport) -> Context:
         """Return the surroundings of a pass that keeps its checkpoints in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,8 @@ def made(cell: Cell, place: Place) -> Row:
         UserFault: no choice keeps the budget, or the model has no such blocks.
     """
     started, folder = time.monotonic(), place.folder(cell)
-    artifact, row = chosen(cell, place)
+    row = choose(cell, place)
+    artifact = opened(place.case) if cell.curve == SINGLE else Artifact.load(place.chosen(cell))
     row["unhealed"] = [round(v, 6) for v in _score.window_losses(artifact.model, place.ids["evaluation"])]
     artifact = _healed(artifact, cell, place, folder)
     engine = folder / "engine"
@@ -100,23 +105,14 @@ def made(cell: Cell, place: Place) -> Row:
 
 
 def choose(cell: Cell, place: Place) -> Row:
-    """Choose the blocks of a cell, and return what is known of the choice.
-
-    Raises:
-        UserFault: no choice keeps the budget, or the model has no such blocks.
-    """
-    return chosen(cell, place)[1]
-
-
-def chosen(cell: Cell, place: Place) -> tuple[Artifact, Row]:
-    """Return the model of a cell before it is trained, and what is known of the choice; one made before is read.
+    """Choose the blocks of a cell, unless they are, and return what is known of the choice.
 
     Raises:
         UserFault: no choice keeps the budget, or the model has no such blocks.
     """
     if cell.curve == SINGLE:
-        return opened(place.case), {}
-    kept = place.folder(cell) / "chosen"
+        return {}
+    kept = place.chosen(cell)
     if not kept.exists():
         report = QuietReport()
         context = place.context(kept.parent / "choosing", report)
@@ -134,7 +130,7 @@ def chosen(cell: Cell, place: Place) -> tuple[Artifact, Row]:
             artifact.save(new)
             files.write_json(new / "told.json", told)
     found: Row = files.read_json(kept / "told.json")
-    return Artifact.load(kept), found
+    return found
 
 
 def _healed(artifact: Artifact, cell: Cell, place: Place, folder: Path) -> Artifact:

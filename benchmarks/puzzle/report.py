@@ -29,7 +29,7 @@ def render(setup: Row, rows: Rows) -> str:
     found = points(rows)
     parts = [f"Setup: {told}.", *_clock(rows)]
     if Cell(SINGLE, "dense").key in found:
-        parts += [*_curves(found), *_beaten(found), *_budgets(found), *_ablations(found, rows), *_paper(found)]
+        parts += [*_curves(found), *_beaten(found), *_budgets(found), *_ablations(found), *_paper(found)]
     failed = [f"{key.removeprefix('engine/')}: {row['failed']}" for key, row in rows.items() if "failed" in row]
     parts += _geometry([row for key, row in rows.items() if key.startswith("geometry/")])
     return "\n".join([*parts, *(["\n## Not made\n", *(f"- {f}" for f in failed)] if failed else [])]) + "\n"
@@ -126,7 +126,7 @@ def _budgets(found: Found) -> list[str]:
     return ["\n## Budgets, as shares of the dense engine's decode time\n", *table(head, lines)] if lines else []
 
 
-def _ablations(found: Found, rows: Rows) -> list[str]:
+def _ablations(found: Found) -> list[str]:
     """Return what becomes of Puzzle when one thing is other."""
     lines = []
     for own in (p for p in found.values() if p.cell.way == PUZZLE):

@@ -7,7 +7,7 @@ does not depend on what else is chosen, so that a library serves every later cho
 """
 
 from passes._library.folder import Library, digest
-from passes._library.making import MASK, State, masks_of, module, name_of, realise_, state_of, swapped
+from passes._library.making import MASK, State, assembled, masks_of, module, name_of, realise_, state_of, swapped
 from passes._library.settings import SpaceSettings
 from passes._library.space import PARTS, Part, Variant, joined, linears_of, variants
 from passes._library.starting import initial
@@ -22,6 +22,7 @@ __all__ = [
     "State",
     "Statistics",
     "Variant",
+    "assembled",
     "digest",
     "initial",
     "joined",

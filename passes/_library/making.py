@@ -55,6 +55,22 @@ def module(artifact: Artifact, variant: Variant | Sequence[Variant], state: Stat
     return made
 
 
+def assembled(artifact: Artifact, picks: Sequence[Variant], states: Library | Mapping[str, State]) -> nn.Module:
+    """Return a copy of the parent's block with parts as `realise_` makes them.
+
+    Args:
+        artifact: the parent, which stays as it is.
+        picks: one variant, or two of one block; what is not named stays the parent's.
+        states: as `realise_` takes them.
+
+    Raises:
+        BadModel: no state for a pick, or it is not the variant's.
+    """
+    chosen = {pick.part: pick for pick in picks}
+    made = (_state(states, pick, chosen) for pick in picks if not pick.parent)
+    return module(artifact, picks, {name: tensor for state in made for name, tensor in state.items()})
+
+
 @contextmanager
 def swapped(model: PreTrainedModel, index: int, block: nn.Module) -> Iterator[None]:
     """Let another block stand at a place of the model inside."""

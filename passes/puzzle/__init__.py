@@ -45,7 +45,7 @@ from compress.facts import Facts
 from compress.families import families
 from compress.registry import nearest
 from passes import _library, _sensitivity
-from passes._library import Library, Variant
+from passes._library import Library
 from passes._pruned import facts_of
 from passes.puzzle import checking, company, offered, offers, pieces, refining, scoring, solving, states, telling
 from passes.puzzle.costs import prices
@@ -153,14 +153,14 @@ class Puzzle(Pass):
             return Program(facts=facts, offers=found, prices=priced, solver=solving.solver_of(given.solver))
 
         def choice(found: Offers) -> Chosen:
-            made = program(found)
-            chosen = solving.choose(made, limits, given, artifact.task, target, context)
-            telling.tell(chosen, made, limits, target, context)
+            posed = program(found)
+            chosen = solving.choose(posed, limits, given, artifact.task, target, context)
+            telling.tell(chosen, posed, limits, target, context)
             return chosen
 
         chosen = choice(offers.alone(options, scores))
         if given.rescore:
-            judge = functools.partial(company.judged, artifact, made, options, settings=given, context=kept)
+            judge = functools.partial(company.judged, artifact, made, options, given, kept)
 
             def again(found: Scores, first: Chosen = chosen) -> Sequence[Piece]:
                 return solving.again(program(offers.alone(options, found)), first)
@@ -172,8 +172,9 @@ class Puzzle(Pass):
             near = refining.shrunk(options, chosen.pieces)
             made, found = refining.refined(artifact, near, scores, given, kept, parent)
             chosen = choice(found)
-        picks: dict[tuple[int, str], Variant] = {(p.variant.block, p.variant.part): p.variant for p in chosen.pieces}
-        return _library.realise_(artifact, picks, made).after(plan=chosen.build.plan, library=None)
+        return _library.realise_(artifact, company.picks_of(chosen.pieces), made).after(
+            plan=chosen.build.plan, library=None
+        )
 
     def ensures(self, before: Artifact, after: Artifact) -> None:
         """Check shapes, the library's tensors in their places, all else as it was, masks, and the plan."""

@@ -7,78 +7,69 @@ whole, every shape is judged anew in its place there, and the program is solved 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-
-from torch import nn
 
 from compress import files
 from compress.artifact import Artifact
 from compress.context import Context, Report
-from passes import _library, _sensitivity
-from passes._library import Library, State, Variant
+from passes import _sensitivity
+from passes._library import Library, Variant
 from passes._sensitivity import Score, Swap
 from passes.puzzle.pieces import Piece, Pieces, slot
 from passes.puzzle.scoring import Scores
 from passes.puzzle.settings import PuzzleSettings
-from passes.puzzle.states import Begun, state_of
+from passes.puzzle.states import Begun, swap
 
-Picks = Mapping[str, Variant]  # by slot
+Picks = Mapping[tuple[int, str], Variant]  # by block and part
 
 
 def picks_of(pieces: Sequence[Piece]) -> Picks:
     """Return the variants of what was picked."""
-    return {p.slot: p.variant for p in pieces}
+    return {(p.variant.block, p.variant.part): p.variant for p in pieces}
 
 
 def judged(
     artifact: Artifact,
     states: Library | Begun,
     pieces: Pieces,
-    picks: Picks,
-    scores: Scores,
     settings: PuzzleSettings,
     context: Context,
-) -> tuple[float, Scores]:
+    picks: Picks,
+) -> tuple[float, dict[str, Score]]:
     """Return how far the shapes that were picked are from the parent, and what each shape costs among them.
 
     Args:
         artifact: the parent.
         states: of all variants.
         pieces: the options.
-        picks: of every part.
-        scores: so far; of codes and zeros they stay.
         settings: windows and kind of the scores.
         context: data, and the folder that keeps scores; what was judged among these very picks is read there.
+        picks: of every part.
 
     Returns:
-        The distance, and of every shape what it costs more than the parent's own in its place.
+        The distance, and by key of every shape what it costs more than the parent's own in its place.
 
     Raises:
         BadModel: outputs are NaN or infinite with a variant, which is named.
     """
-    swap = functools.partial(_swap, artifact, states, picks)
-    variants = {name: dict.fromkeys(p.variant for p in options) for name, options in pieces.items()}
-    swaps = {variant: swap(variant) for options in variants.values() for variant in options}
-    changed = {v.block: v for v in picks.values() if not v.parent}
+    rows = [list(dict.fromkeys(p.variant for p in options)) for options in pieces.values()]
+    swaps = {v: _among(artifact, states, picks, v) for row in rows for v in row}
+    changed = {v.block: swaps[v] for v in picks.values() if not v.parent}
     told = files.digest_of(sorted(v.key for v in picks.values()))[:12]
     found = _sensitivity.scores(
         artifact, list(swaps.values()), settings.windows, context, context.folder / f"among-{told}.json",
-        kind=settings.score, company=[swaps[v] for v in changed.values()],
+        kind=settings.score, company=list(changed.values()),
     )  # fmt: skip
-    shapes: dict[str, Score] = {}
-    for options in variants.values():
-        own = next(v for v in options if v.parent)
-        shapes |= {v.key: found[swaps[v].key] - found[swaps[own].key] for v in options if not v.parent}
-    whole = found[swaps[next(iter(picks.values()))].key].mean
-    return whole, replace(scores, shapes=shapes)
+    scores = {v: found[made.key] for v, made in swaps.items()}
+    shapes = {v.key: scores[v] - scores[row[0]] for row in rows for v in row[1:]}
+    return scores[next(iter(picks.values()))].mean, shapes
 
 
 def settled(
     pieces: Sequence[Piece],
     scores: Scores,
-    judge: Callable[[Picks, Scores], tuple[float, Scores]],
+    judge: Callable[[Picks], tuple[float, Mapping[str, Score]]],
     again: Callable[[Scores], Sequence[Piece]],
     rounds: int,
     report: Report,
@@ -99,33 +90,19 @@ def settled(
     found: list[tuple[float, Scores]] = []
     seen: list[Picks] = []
     while (picks := picks_of(pieces)) not in seen:
-        whole, here = judge(picks, scores)
+        whole, shapes = judge(picks)
         found.append((whole, scores))
         seen.append(picks)
         if len(seen) > rounds:
             break
-        scores = middle(scores, here)
+        scores = replace(scores, shapes={key: score.between(shapes[key]) for key, score in scores.shapes.items()})
         pieces = again(scores)
     report.tell(f"shapes as a whole, choice by choice: {', '.join(f'{whole:.4g}' for whole, _ in found)}")
     report.record("whole", [whole for whole, _ in found])
     return min(found, key=lambda each: each[0])[1]
 
 
-def middle(one: Scores, other: Scores) -> Scores:
-    """Return the middle of what shapes cost by two scores."""
-    return replace(one, shapes={key: score.between(other.shapes[key]) for key, score in one.shapes.items()})
-
-
-def _swap(artifact: Artifact, states: Library | Begun, picks: Picks, variant: Variant) -> Swap:
+def _among(artifact: Artifact, states: Library | Begun, picks: Picks, variant: Variant) -> Swap:
     """Return the block of a variant with what was picked for its other part."""
-    other = next((v for v in picks.values() if v.block == variant.block and v.part != variant.part), None)
-    pair = (variant, other) if other else (variant,)
-
-    def made() -> nn.Module:
-        state: State = {}
-        for each in pair:
-            state = state if each.parent else {**state, **state_of(states, each)}
-        return _library.module(artifact, pair, state).to(artifact.model.device)
-
-    name = _library.name_of(artifact.model, variant.block)
-    return Swap(key=f"{slot(variant)}, {variant.name}", block=name, made=made)
+    pair = {**{v.part: v for v in picks.values() if v.block == variant.block}, variant.part: variant}
+    return swap(artifact, states, tuple(pair.values()), f"{slot(variant)}, {variant.name}")

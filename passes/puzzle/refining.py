@@ -7,20 +7,18 @@ import itertools
 import shutil
 from collections.abc import Collection
 
-from torch import Tensor
-
-from compress import files, tree
+from compress import files
 from compress.artifact import Artifact
 from compress.context import Context
-from passes import _library, _sensitivity
+from passes import _sensitivity
 from passes._distillation import DistilSettings, distil
-from passes._library import Library, SpaceSettings, State, Variant
-from passes._sensitivity import Swap
+from passes._library import Library, SpaceSettings, Variant
 from passes.puzzle import offers
 from passes.puzzle.offers import Offers
 from passes.puzzle.pieces import Piece, Pieces
 from passes.puzzle.scoring import Scores
 from passes.puzzle.settings import PuzzleSettings
+from passes.puzzle.states import swap
 
 Pair = tuple[Variant, ...]
 
@@ -80,14 +78,13 @@ def refined(
     distil(artifact, [*alone, *pairs], library, settings, training, inside, name="refining")
     shutil.rmtree(folder / "refining", ignore_errors=True)  # the folder outlives the step
     changed = [pair for pair in pairs if any(not v.parent for v in pair)]
-    names = list(tree.blocks(artifact.model))
-    swaps = {pair: _swap(artifact, library, pair, names[pair[0].block]) for pair in changed}
+    swaps = {pair: swap(artifact, library, pair, _told(pair)) for pair in changed}
     found = _sensitivity.scores(
         artifact, list(swaps.values()), settings.windows, inside, folder / "pairs.json", kind=settings.score
     )
     for pair in changed:
         context.report.record("pairs", [swaps[pair].key, found[swaps[pair].key].mean])
-    means = {pair: found[swap.key].mean for pair, swap in swaps.items()}
+    means = {pair: found[made.key].mean for pair, made in swaps.items()}
     return library, offers.together(pieces, scores, lambda pair: means.get(pair, 0.0))
 
 
@@ -99,15 +96,6 @@ def _pairs(pieces: Pieces) -> list[Pair]:
     return [pair for parts in blocks.values() for pair in itertools.product(*parts)]
 
 
-def _swap(artifact: Artifact, library: Library, pair: Pair, block: str) -> Swap:
-    def state() -> State:
-        every: dict[str, Tensor] = {}
-        for variant in pair:
-            beside = next((v for v in pair if v != variant), None)
-            every |= library.state(variant, beside=beside) or {}
-        return every
-
-    told = " and ".join(f"{v.part} {v.name}" for v in pair)
-    return Swap(
-        key=f"block {pair[0].block}, {told}", block=block, made=lambda: _library.module(artifact, pair, state())
-    )
+def _told(pair: Pair) -> str:
+    """Return what a pair is called among all changes."""
+    return f"block {pair[0].block}, {' and '.join(f'{v.part} {v.name}' for v in pair)}"

@@ -21,12 +21,12 @@ from compress.contracts import Candidate, Pass
 from compress.errors import BadSettings
 from compress.families import Family
 from compress.pipeline.code import code_digest
-from passes import _library, _sensitivity
+from passes import _sensitivity
 from passes._library import Library, Variant
-from passes._sensitivity import Score, Swap
+from passes._sensitivity import Score
 from passes.puzzle.pieces import DENSE, Piece, Pieces, grid_of, slot
 from passes.puzzle.settings import PuzzleSettings
-from passes.puzzle.states import Begun, state_of
+from passes.puzzle.states import Begun, swap
 
 Slots = dict[str, float]  # slot -> score
 
@@ -88,22 +88,15 @@ def scores(
     """
     variants = dict.fromkeys(p.variant for options in pieces.values() for p in options if not p.variant.parent)
     names = list(tree.blocks(artifact.model))
-    swaps = {v.key: _swap(artifact, states, v, names[v.block]) for v in variants}
+    swaps = {v.key: swap(artifact, states, (v,), f"{slot(v)}, {v.name}") for v in variants}
     journal = context.folder / "shapes.json"
     found = _sensitivity.scores(artifact, list(swaps.values()), settings.windows, context, journal, kind=settings.score)
     table = tree.family(artifact.model)
     judge = functools.partial(_judged, artifact, settings=settings, context=context, table=table, names=names)
     codes = {p: judge(settings.quantizer, _codes(p)) for p in settings.precisions if grid_of(p)}
     zeros = {p: judge(settings.pruner, {"pattern": p}) for p in settings.patterns if p != DENSE}
-    shapes = {key: found[swap.key] for key, swap in swaps.items()}
+    shapes = {key: found[made.key] for key, made in swaps.items()}
     return Scores(shapes=shapes, precisions=codes, patterns=zeros)
-
-
-def _swap(artifact: Artifact, states: Library | Begun, variant: Variant, block: str) -> Swap:
-    def made() -> Any:
-        return _library.module(artifact, variant, state_of(states, variant)).to(artifact.model.device)
-
-    return Swap(key=f"{slot(variant)}, {variant.name}", block=block, made=made)
 
 
 def _codes(precision: str) -> dict[str, Any]:

@@ -59,8 +59,8 @@ class PuzzleSettings(SpaceSettings):
     rescore: int = Field(
         0,
         ge=0,
-        description="how often at most shapes are scored anew among those that were chosen, which is a new choice's "
-        "word: scores of one change each do not add up where much is removed",
+        description="how often at most shapes are scored anew among those that were chosen, and others chosen by that: "
+        "scores of one change each do not add up where much is removed",
     )
     refine: bool = Field(
         False,

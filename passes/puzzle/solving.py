@@ -11,7 +11,7 @@ from compress import budgets, files, loading, registry
 from compress.budgets import TIMES, Limit
 from compress.context import Context
 from compress.contracts import Exporter, Target
-from compress.errors import BadSettings, UserFault
+from compress.errors import BadSettings
 from compress.facts import Facts, Task
 from compress.measure import Measurement
 from compress.profiling import Build, profiler
@@ -20,7 +20,7 @@ from passes.puzzle.costs import Prices
 from passes.puzzle.offers import Offer, Offers
 from passes.puzzle.pieces import Piece, build_of
 from passes.puzzle.settings import PuzzleSettings
-from solvers import Budget, Option, Problem, Slot, Solution, Solver
+from solvers import Budget, Infeasible, Option, Problem, Slot, Solution, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def again(program: Program, chosen: Chosen) -> tuple[Piece, ...]:
         offsets = {cost: f.offset for cost, f in figures.items() if cost in TIMES}
     try:
         return program.chosen(program.propose(limits, offsets)).pieces
-    except UserFault:  # within the tolerance alone, where the clock's word had to do
+    except Infeasible:  # within the tolerance alone, where the clock's word had to do
         return chosen.pieces
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
+from torch import nn
+
 from compress.artifact import Artifact
 from compress.context import Context
 from compress.contracts import PassSettings
 from compress.errors import BadModel
 from passes import _library
 from passes._library import Library, SpaceSettings, State, Variant
+from passes._sensitivity import Swap
 from passes.puzzle.pieces import Pieces
 from passes.puzzle.settings import PuzzleSettings
 
@@ -83,8 +86,17 @@ def states_of(
     return library
 
 
-def state_of(states: Library | Begun, variant: Variant) -> State:
-    """Return the state of a variant that is there."""
-    found = states.state(variant) if isinstance(states, Library) else states[variant.key]
-    assert found is not None
-    return found
+def swap(artifact: Artifact, states: Library | Begun, picks: Sequence[Variant], key: str) -> Swap:
+    """Return the change of a block to one variant, or to two, made as they would be realised.
+
+    Args:
+        artifact: the parent.
+        states: of these variants.
+        picks: of one block; what is not named stays the parent's.
+        key: its name among all changes.
+    """
+
+    def made() -> nn.Module:
+        return _library.assembled(artifact, picks, states).to(artifact.model.device)
+
+    return Swap(key=key, block=_library.name_of(artifact.model, picks[0].block), made=made)

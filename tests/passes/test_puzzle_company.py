@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,23 +12,24 @@ from torch import Tensor
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
 from passes import _library
+from passes._library import Library
 from passes._pruned import facts_of
 from passes._sensitivity import Score
 from passes.puzzle import company, pieces, scoring, states
 from passes.puzzle.company import Picks
 from passes.puzzle.pieces import Piece
 from passes.puzzle.scoring import Scores
-from tests.passes.test_puzzle import Contexts, Tiny, context_of, living, puzzle, source
+from tests.passes.test_puzzle import Contexts, Tiny, context_of, library, living, puzzle, source
 
-__all__ = ["context_of", "living", "source"]  # fixtures
+__all__ = ["context_of", "library", "living", "source"]  # fixtures
 
 
 class Bench:
     """A small model with all that its options are judged with."""
 
-    def __init__(self, living: Tiny, kind: str, context: Context, **given: Any) -> None:
+    def __init__(self, living: Tiny, kind: str, context: Context, library: Library | None = None, **given: Any) -> None:
         self.living, self.kind, self.context = living, kind, context
-        self.artifact = living(kind)
+        self.artifact = living(kind).after(library=library.folder if library else None)
         self.settings = puzzle(**given).settings
         facts = facts_of(self.artifact)
         self.options, _ = pieces.pieces(facts, self.settings, self.artifact.model.config.model_type, "fp32")
@@ -41,20 +41,19 @@ class Bench:
     def picks(self, **names: str) -> Picks:
         """Return variants by slots, the parent's own where nothing is said: `attention_0="none"`."""
         wanted = {f"block {k.split('_')[1]} {k.split('_')[0]}": v for k, v in names.items()}
-        found = {}
-        for slot, options in self.options.items():
-            found[slot] = next(p.variant for p in options if p.variant.name == wanted.get(slot, "parent"))
-        return found
+        return company.picks_of(
+            [next(p for p in o if p.variant.name == wanted.get(slot, "parent")) for slot, o in self.options.items()]
+        )
 
-    def judged(self, picks: Picks) -> tuple[float, Scores]:
-        return company.judged(
-            self.artifact, self.states, self.options, picks, self.scores, self.settings, self.kept
-        )  # fmt: skip
+    def judged(self, picks: Picks) -> tuple[float, dict[str, Score]]:
+        return company.judged(self.artifact, self.states, self.options, self.settings, self.kept, picks)
 
     def distance(self, picks: Picks) -> float:
         """Return KL(parent || realised) over all windows, by whole forwards."""
-        own = self.living(self.kind)
-        built = _library.realise_(own, {(v.block, v.part): v for v in picks.values()}, self.states)
+        return self.between(_library.realise_(self.living(self.kind), picks, self.states))
+
+    def between(self, built: Artifact) -> float:
+        """Return KL(parent || built) over all windows."""
         p, q = (self._told(each) for each in (self.artifact, built))
         return float((p.exp() * (p - q)).sum(-1).mean())
 
@@ -72,8 +71,8 @@ def test_among_the_parents_own_a_shape_costs_what_it_costs_alone(kind: str, livi
     bench = Bench(living, kind, context_of(), windows=6)
     whole, found = bench.judged(bench.picks())
     assert whole == pytest.approx(0, abs=1e-9)
-    assert found.shapes.keys() == bench.scores.shapes.keys()
-    for key, score in found.shapes.items():
+    assert found.keys() == bench.scores.shapes.keys()
+    for key, score in found.items():
         assert score.mean == pytest.approx(bench.scores.shapes[key].mean, rel=1e-5, abs=1e-9)
 
 
@@ -92,8 +91,24 @@ def test_what_is_judged_among_others_is_what_brute_force_says(kind: str, living:
         slot = f"{part}_{block}"
         here = bench.distance(bench.picks(**{**chosen, slot: name}))
         own = bench.distance(bench.picks(**{**chosen, slot: "parent"}))
-        variant = bench.picks(**{slot: name})[f"block {block} {part}"]
-        assert found.shapes[variant.key].mean == pytest.approx(here - own, rel=1e-3, abs=1e-7)
+        variant = bench.picks(**{slot: name})[block, part]
+        assert found[variant.key].mean == pytest.approx(here - own, rel=1e-3, abs=1e-7)
+
+
+def test_parts_that_were_trained_together_are_judged_together(
+    living: Tiny, library: Library, context_of: Contexts
+) -> None:
+    bench = Bench(living, "llama", context_of(), library, windows=6)
+    picks = bench.picks(attention_0="none", ffn_0="50%")
+    before = bench.distance(picks)
+    state = library.state(picks[0, "ffn"])
+    assert state is not None
+    library.add(picks[0, "ffn"], {n: t * 4 for n, t in state.items()}, {}, beside=picks[0, "attention"])
+    whole, found = bench.judged(picks)
+    assert whole == pytest.approx(bench.distance(picks), rel=1e-4)
+    assert whole != pytest.approx(before, rel=1e-3)
+    alone = bench.distance(bench.picks(attention_0="none"))
+    assert found[picks[0, "ffn"].key].mean == pytest.approx(whole - alone, rel=1e-3)
 
 
 def test_what_was_judged_is_not_judged_again(
@@ -107,7 +122,8 @@ def test_what_was_judged_is_not_judged_again(
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_rescoring_never_ends_farther_from_the_parent(kind: str, living: Tiny, context_of: Contexts) -> None:
-    found = {}
+    found, distance = {}, {}
+    bench = Bench(living, kind, context_of(), windows=6)
     for rescore in (0, 3):
         context = context_of()
         plugin, before = puzzle(budget={"parameters": "0.8x"}, rescore=rescore, windows=6), living(kind)
@@ -115,7 +131,8 @@ def test_rescoring_never_ends_farther_from_the_parent(kind: str, living: Tiny, c
         plugin.ensures(before, after)
         assert after.model.num_parameters() <= 0.8 * before.model.num_parameters()
         assert isinstance(context.report, QuietReport)
-        found[rescore] = context.report.measured
+        found[rescore], distance[rescore] = context.report.measured, bench.between(after)
+    assert distance[3] <= distance[0] * (1 + 1e-4)
     whole = found[3]["whole"][-1]
     assert 1 <= len(whole) <= 4
     assert found[3]["choice"][0] == found[0]["choice"][0]
@@ -137,14 +154,17 @@ def test_the_best_of_all_choices_is_taken_and_circles_end(living: Tiny, context_
     whole = {"parent": 3.0, "50%": 1.0, "none": 2.0}
     order = iter(("50%", "none", "parent"))
 
-    def judge(picks: Picks, scores: Scores) -> tuple[float, Scores]:
+    def judge(picks: Picks) -> tuple[float, dict[str, Score]]:
         name = next(n for n, row in rows.items() if company.picks_of(row) == picks)
+        return whole[name], dict(_scores(4.0).shapes)
+
+    def again(scores: Scores) -> Sequence[Piece]:
         asked.append(scores.shapes["a"].mean)
-        return whole[name], replace(scores, shapes=_scores(scores.shapes["a"].mean + 2).shapes)
+        return rows[next(order)]
 
     report = QuietReport()
-    found = company.settled(rows["parent"], _scores(0.0), judge, lambda _: rows[next(order)], 9, report)
-    assert asked == [0.0, 1.0, 2.0], "each round by the middle of what was and of what was found"
-    assert found.shapes["a"].mean == 1.0
+    found = company.settled(rows["parent"], _scores(0.0), judge, again, 9, report)
+    assert asked == [2.0, 3.0, 3.5], "each round by the middle of what was and of what was found"
+    assert found.shapes["a"].mean == 2.0
     assert report.measured["whole"] == [[3.0, 1.0, 2.0]]
-    assert company.settled(rows["none"], _scores(5.0), judge, lambda _: rows["parent"], 0, report).shapes["a"].mean == 5
+    assert company.settled(rows["none"], _scores(5.0), judge, again, 0, report).shapes["a"].mean == 5
