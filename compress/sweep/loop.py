@@ -29,9 +29,9 @@ from compress.errors import UserFault
 from compress.measure import Measurement
 from compress.profiling import Build
 from compress.sweep.clock import HALF, margin, time_of
-from compress.sweep.rounds import Closed, Costs, Figure, Proposal, Round
+from compress.sweep.rounds import Closed, Costs, Figure, Learnt, Proposal, Round
 
-__all__ = ["Closed", "Costs", "Figure", "Proposal", "Propose", "Round", "close"]
+__all__ = ["Closed", "Costs", "Figure", "Learnt", "Proposal", "Propose", "Round", "close"]
 
 _SOLVES = 10  # at most, from one plan to the next
 _ROUNDING = 1e-9  # relative; sizes are sums
@@ -47,6 +47,7 @@ def close(
     dense: Costs,
     tolerance: float = 0.02,
     rounds: int = 5,
+    learnt: Learnt | None = None,
 ) -> Closed:
     """Return the best plan that keeps a budget on the clock.
 
@@ -59,11 +60,12 @@ def close(
         dense: what the dense model costs as far as costs are told; shares of sizes and, until it is timed, of times.
         tolerance: how far over its budget a measured cost may be, relative.
         rounds: plans to time at most.
+        learnt: what an earlier loop under these limits was told by the clock of plans that were chosen otherwise.
 
     Raises:
         UserFault: what the solver raised where no plan keeps the budget.
     """
-    return _Loop(limits, propose, measure, report, dense, tolerance, rounds).run()
+    return _Loop(limits, propose, measure, report, dense, tolerance, rounds, learnt or Learnt(dense=dense)).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +80,21 @@ class _Plan:
 class _Loop:
     def __init__(
         self, limits: Sequence[Limit], propose: Propose, measure: Callable[[Build], Measurement], report: Report,
-        dense: Costs, tolerance: float, rounds: int,
+        dense: Costs, tolerance: float, rounds: int, learnt: Learnt,
     ) -> None:  # fmt: skip
         self.limits, self.propose, self.measure, self.report = limits, propose, measure, report
-        self.sums, self.dense, self.tolerance, self.most = dense, dict(dense), tolerance, rounds  # as told, as timed
-        self.timings: dict[str, list[tuple[float, float]]] = {}  # ms and sums of the plans, by cost
+        self.sums, self.dense, self.tolerance, self.most = dense, dict(learnt.dense), tolerance, rounds
+        self.timings = {cost: list(found) for cost, found in learnt.timings.items()}
         self.timed = any(limit.timed for limit in limits)
         self.rounds: list[Round] = []
-        self.offsets: Costs = {}  # near the limits, as far as is known
+        self.offsets = learnt.offsets  # near the limits, as far as is known
         self.own: Costs = {}  # of the plan timed last
         self.missed: Costs = {}  # the largest of all plans that missed
         self.slow: Costs | None = None  # offsets under which too slow a plan was chosen
         self.fast: Costs | None = None  # offsets under which none was, or one no better than what met the budget
 
     def run(self) -> Closed:
-        plan: _Plan | None = self._solved({})
+        plan: _Plan | None = self._first()
         while plan is not None:
             self._time(plan)
             plan = self._next() if self.timed and len(self.rounds) < self.most else None
@@ -100,7 +102,16 @@ class _Loop:
         if not best.met:
             count = len(self.rounds)
             self.report.tell(f"not met in {count} rounds; the nearest plan is {best.excess:.1%} over its budget")
-        return Closed(rounds=tuple(self.rounds), best=best)
+        learnt = Learnt(dense=self.dense, timings=self.timings, offsets=self.offsets)
+        return Closed(rounds=tuple(self.rounds), best=best, learnt=learnt)
+
+    def _first(self) -> _Plan:
+        try:
+            return self._solved(self.offsets)
+        except UserFault:
+            if not self.offsets:
+                raise
+            return self._solved({})  # what the last plan missed need not be missed by all
 
     def _next(self) -> _Plan | None:
         """Return a plan worth timing, or None.
@@ -146,12 +157,13 @@ class _Loop:
         measured = self.measure(plan.proposal.build) if self.timed else None
         if measured:
             first, last = measured.engines[0], measured.engines[-1]
-            if not self.rounds:
+            if not self.timings:
                 self.dense |= {c: t.ms for c in TIMES if (t := time_of(first, c))}
             times = {c: t.ratio * self.dense[c] for c in plan.sums if (t := time_of(last, c))}
             self.own = {c: ms - plan.sums[c] for c, ms in times.items()}
             for cost, ms in times.items():
-                self.timings.setdefault(cost, []).append((ms, plan.sums[cost]))
+                found = self.timings.setdefault(cost, [])
+                found.extend({(ms, plan.sums[cost])}.difference(found))
         wanted = budgets.absolute(self.limits, self.dense)
         self.offsets = {c: self._missing(c, wanted[c], o) if c in wanted else o for c, o in self.own.items()}
         figures = {cost: self._figure(cost, limit, plan, measured) for cost, limit in wanted.items()}

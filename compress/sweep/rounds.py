@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from compress.budgets import TIMES, amount
 from compress.measure import Measurement
@@ -87,16 +87,33 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What the clock said of plans, whatever they were chosen by; a later loop under the same limits begins with it.
+
+    Attributes:
+        dense: costs of the dense model, times as they were in the first round.
+        timings: ms and sums of the plans' parts, by cost.
+        offsets: what sums near the limits miss, in ms.
+    """
+
+    dense: Costs
+    timings: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    offsets: Costs = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Closed:
     """How the loop ended.
 
     Attributes:
         rounds: every plan that was timed, in order.
         best: of the plans that met the budget the one with the lowest score; none met: the nearest.
+        learnt: of the clock.
     """
 
     rounds: tuple[Round, ...]
     best: Round
+    learnt: Learnt
 
     @property
     def proposal(self) -> Proposal:

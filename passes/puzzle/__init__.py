@@ -13,20 +13,22 @@ beside the dense engine, and what sums of parts miss corrects the next choice.
 
 Paper: Bercovich et al. 2024, Puzzle (arXiv 2411.19146), sections 3 and 4.
 
-Options: `rescore = 4` judges what was chosen as a whole, scores every shape anew among what was chosen, and chooses
-again, up to so many times.  `refine = true` trains the picked options and their neighbours together in their blocks,
-and chooses anew.
+Scores of one change each say too little where much is changed (attention of neighbouring blocks above all).  So what
+was chosen is judged as a whole, every shape is scored anew among what was chosen, and the program is solved again by
+the middle of both, up to `rescore` times; the scores of the choice that is nearest to the parent have the last word.
 
-Cost: half a forward of the windows for every option; a second budget on the same model, library and data reads the
-scores from the cache and only solves.  A budget of times also takes what profile entries are missing, and one or more
-engines on the clock.
+Options: `rescore = 0` chooses as the paper does, by scores of one change each.  `refine = true` trains the picked
+options and their neighbours together in their blocks, and chooses anew.
+
+Cost: half a forward of the windows for every option, and again for every choice that is judged; a second budget on the
+same model, library and data reads the first scores from the cache.  A budget of times also takes what profile entries
+are missing, and one or more engines on the clock.
 Keeps: embeddings, head, and every part where the parent's own is chosen, bit for bit; masks (parts are chosen among
 those made under them); ties.
 Helps: where latency is to fall by a share that is known, since every part gives what it can spare; train the whole
 afterwards.
-Hurts: scores are of one change each, so that the more is changed, the less their sum says; removing attention from many
-neighbouring blocks costs more than it tells.  `rescore` sees that: on the demo model at 0.4 of the decode time it left
-a third of what was lost after healing (0.24 nats instead of 0.68).
+Hurts: with `rescore = 0` where much has to go: on the demo model at 0.4 of the decode time such a choice lost 0.68 nats
+after healing, judged anew among what was chosen 0.24.
 """
 
 from __future__ import annotations
@@ -152,9 +154,9 @@ class Puzzle(Pass):
         def program(found: Offers) -> Program:
             return Program(facts=facts, offers=found, prices=priced, solver=solving.solver_of(given.solver))
 
-        def choice(found: Offers) -> Chosen:
+        def choice(found: Offers, before: Chosen | None = None) -> Chosen:
             posed = program(found)
-            chosen = solving.choose(posed, limits, given, artifact.task, target, context)
+            chosen = solving.choose(posed, limits, given, artifact.task, target, context, before)
             telling.tell(chosen, posed, limits, target, context)
             return chosen
 
@@ -167,11 +169,11 @@ class Puzzle(Pass):
 
             settled = company.settled(chosen.pieces, scores, judge, again, given.rescore, context.report)
             if settled is not scores:
-                scores, chosen = settled, choice(offers.alone(options, settled))
+                scores, chosen = settled, choice(offers.alone(options, settled), chosen)
         if given.refine:
             near = refining.shrunk(options, chosen.pieces)
             made, found = refining.refined(artifact, near, scores, given, kept, parent)
-            chosen = choice(found)
+            chosen = choice(found, chosen)
         return _library.realise_(artifact, company.picks_of(chosen.pieces), made).after(
             plan=chosen.build.plan, library=None
         )

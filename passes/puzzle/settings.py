@@ -57,7 +57,7 @@ class PuzzleSettings(SpaceSettings):
         1.0, gt=0, description="where parts are measured here: to aim at, for each phase in each process"
     )
     rescore: int = Field(
-        0,
+        2,
         ge=0,
         description="how often at most shapes are scored anew among those that were chosen, and others chosen by that: "
         "scores of one change each do not add up where much is removed",

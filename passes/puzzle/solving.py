@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress import budgets, files, loading, registry
-from compress.budgets import TIMES, Limit
+from compress.budgets import Limit
 from compress.context import Context
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings
@@ -109,9 +109,24 @@ def solver_of(name: str) -> Solver:
 
 
 def choose(
-    program: Program, limits: Sequence[Limit], settings: PuzzleSettings, task: Task, target: Target, context: Context
+    program: Program,
+    limits: Sequence[Limit],
+    settings: PuzzleSettings,
+    task: Task,
+    target: Target,
+    context: Context,
+    before: Chosen | None = None,
 ) -> Chosen:
     """Return the choice that keeps the budget: on the clock where a time is limited, else by arithmetic.
+
+    Args:
+        program: the options and what they cost.
+        limits: of the whole model.
+        settings: how long the clock is asked.
+        task: of the model.
+        target: where it runs.
+        context: the folder keeps what was timed.
+        before: a choice by other scores, of which the clock taught something already.
 
     Raises:
         Infeasible: no choice keeps it; the message says the least that can be reached, and what sets it.
@@ -126,6 +141,7 @@ def choose(
     closed = loop.close(
         limits, program.propose, stand.measure, context.report,
         dense=dense, tolerance=settings.tolerance, rounds=settings.rounds,
+        learnt=before.closed.learnt if before and before.closed else None,
     )  # fmt: skip
     found = program.chosen(closed.proposal)
     return dataclasses.replace(found, closed=closed)
@@ -133,11 +149,11 @@ def choose(
 
 def again(program: Program, chosen: Chosen) -> tuple[Piece, ...]:
     """Return what a program picks under the limits of a choice and what the clock taught of them, without the clock."""
-    limits, offsets = chosen.limits, dict[str, float]()
+    limits: loop.Costs = chosen.limits
+    offsets: loop.Costs = {}
     if chosen.closed:
-        figures = chosen.closed.rounds[-1].figures
-        limits = {cost: f.limit for cost, f in figures.items()}
-        offsets = {cost: f.offset for cost, f in figures.items() if cost in TIMES}
+        limits = {cost: figure.limit for cost, figure in chosen.closed.best.figures.items()}
+        offsets = chosen.closed.learnt.offsets
     try:
         return program.chosen(program.propose(limits, offsets)).pieces
     except Infeasible:  # within the tolerance alone, where the clock's word had to do

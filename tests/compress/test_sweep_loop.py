@@ -72,32 +72,35 @@ def measurement(dense: float, child: float, half: float = 0.005, processes: int 
 class Machine:
     """A solver that knows sums, and a clock that knows better."""
 
-    def __init__(self, true: Callable[[tuple[int, ...]], float], half: float = 0.005) -> None:
-        self.true, self.half = true, half
+    def __init__(
+        self, true: Callable[[tuple[int, ...]], float], half: float = 0.005,
+        harm: Callable[[tuple[int, ...]], float] = harm,
+    ) -> None:  # fmt: skip
+        self.true, self.half, self.harm = true, half, harm
         self.dense = true(PLANS[0])
         self.timed: list[tuple[int, ...]] = []
 
     def propose(self, limits: Mapping[str, float], offsets: Mapping[str, float]) -> Proposal:
         offset, limit = offsets.get("decode_ms", 0.0), limits["decode_ms"]
-        plan = min((p for p in PLANS if summed(p) + offset <= limit), key=harm, default=None)
+        plan = min((p for p in PLANS if summed(p) + offset <= limit), key=self.harm, default=None)
         if plan is None:
             raise NoPlan(f"nothing below {summed(PLANS[-1]) + offset:.3f} ms, got {limit:.3f}")
         ms = summed(plan) + offset
-        return Proposal(build=build_of(plan), predicted={"decode_ms": ms}, score=harm(plan))
+        return Proposal(build=build_of(plan), predicted={"decode_ms": ms}, score=self.harm(plan))
 
     def measure(self, build: Build) -> Measurement:
         self.timed.append(plan_of(build))
         return measurement(self.dense, self.true(self.timed[-1]), self.half)
 
-    def close(self, share: float, report: QuietReport | None = None, rounds: int = 8) -> Closed:
+    def close(self, share: float, report: QuietReport | None = None, rounds: int = 8, **given: Any) -> Closed:
         limits = budgets.parse({"decode": f"{share:.6f}x"})
-        dense = {"decode_ms": summed(PLANS[0])}
-        return loop.close(limits, self.propose, self.measure, report or QuietReport(), dense=dense, rounds=rounds)
+        told, dense = report or QuietReport(), {"decode_ms": summed(PLANS[0])}
+        return loop.close(limits, self.propose, self.measure, told, dense=dense, rounds=rounds, **given)
 
     def optimum(self, share: float) -> float | None:
         """Return the least harm of all plans that truly keep the budget."""
         limit = float(f"{share:.6f}") * self.dense
-        return min((harm(p) for p in PLANS if self.true(p) <= limit), default=None)
+        return min((self.harm(p) for p in PLANS if self.true(p) <= limit), default=None)
 
 
 def test_what_adds_up_needs_one_round() -> None:
@@ -226,6 +229,34 @@ def test_what_is_missed_may_grow_with_the_model(share: float) -> None:
     best = machine.optimum(share)
     assert best is not None
     assert closed.proposal.score <= best + 1
+
+
+@given(st.floats(-1.5, 3), st.floats(0.3, 0.95))
+def test_a_loop_by_other_scores_begins_with_what_was_learnt(missing: float, share: float) -> None:
+    """What is missed is a constant, so the first plan by other scores is their optimum already."""
+
+    def true(plan: tuple[int, ...]) -> float:
+        return summed(plan) + missing
+
+    try:
+        first = Machine(true).close(share)
+    except NoPlan:
+        return
+    later = Machine(true, harm=lambda plan: sum((9 - i) * o for i, o in enumerate(plan)))
+    closed = later.close(share, learnt=first.learnt)
+    assert closed.met
+    best = later.optimum(share)
+    if best is not None:  # else it is within the tolerance alone
+        assert len(closed.rounds) == 1
+        assert closed.proposal.score == pytest.approx(best)
+    assert closed.learnt.dense == first.learnt.dense
+
+
+def test_a_loop_that_learnt_of_no_plan_begins_with_sums() -> None:
+    learnt = loop.Learnt(dense={"decode_ms": summed(PLANS[0])}, offsets={"decode_ms": 100.0})
+    closed = Machine(summed).close(0.6, learnt=learnt)
+    assert closed.met
+    assert closed.proposal.score == Machine(summed).optimum(0.6)
 
 
 def test_a_plan_a_little_over_is_met_and_another_is_not_worse() -> None:
