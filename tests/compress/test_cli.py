@@ -58,6 +58,8 @@ def test_version() -> None:
     result = call("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("compress")
+    as_module = [sys.executable, "-m", "compress", "--version"]
+    assert subprocess.run(as_module, capture_output=True, text=True, check=True).stdout == result.stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)
