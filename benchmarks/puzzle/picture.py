@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks._ledger import read
-from benchmarks.puzzle.cells import ALL, ALONE, DROPS, PUZZLE, SINGLE, SOLVERS, STRUCTURE
+from benchmarks.puzzle.cells import ALL, ALONE, CONTROL, DENSE, DROPS, PUZZLE, QUANTIZED, SOLVERS, STRUCTURE
 from benchmarks.puzzle.points import Point, dense_of, points
 from compress.report.plots import WIDTH
 from compress.report.scatter import Mark, Series, scatter
@@ -32,19 +32,18 @@ def write(path: Path) -> None:
 def drawn(found: dict[str, Point]) -> str:
     """Return both panels, one below the other."""
     dense, panels = dense_of(found), []
+    timed = [p for p in found.values() if p.share()]
+    every = sorted({p.cell.way for p in timed}, key=lambda w: (w != PUZZLE, w))
+    colours = {way: index % len(COLOURS) for index, way in enumerate(every)}  # the same in both panels
     for row, (curve, title) in enumerate(PANELS.items()):
-        timed = [
-            p for p in found.values() if p.share() and (p.cell.curve == curve or p.cell.way in ("dense", "control"))
-        ]
-        timed += [p for p in found.values() if curve == ALL and p.share() and p.cell.curve == SINGLE and p not in timed]
-        ways = sorted({p.cell.way for p in timed}, key=lambda w: (w != PUZZLE, w))
-        joined = {PUZZLE, ALONE, *SOLVERS, *DROPS}
+        here = [p for p in timed if _stands(p, curve)]
+        ways = {way: colours[way] for way in every if any(p.cell.way == way for p in here)}
         series = [
             Series(
-                name=way, colour=index % len(COLOURS), joined=way in joined,
-                marks=[_mark(p, dense) for p in timed if p.cell.way == way],
+                name=way, colour=colour, joined=way in {PUZZLE, ALONE, *SOLVERS, *DROPS},
+                marks=[_mark(p, dense) for p in here if p.cell.way == way],
             )
-            for index, way in enumerate(ways)
+            for way, colour in ways.items()
         ]  # fmt: skip
         inner = re.search(
             r"<svg[^>]*>(.*)</svg>", str(scatter(series, "share of the dense decode time", title)), re.DOTALL
@@ -61,13 +60,19 @@ def drawn(found: dict[str, Point]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">{style}{body}</svg>\n'
 
 
-def _head(title: str, ways: list[str]) -> str:
+def _stands(point: Point, curve: str) -> bool:
+    """Tell whether an engine stands on a curve: all that a user could take instead are beside all options."""
+    cell = point.cell
+    return cell.curve == curve or cell.way in (DENSE, CONTROL) or (curve == ALL and cell.way in {*QUANTIZED, *DROPS})
+
+
+def _head(title: str, ways: dict[str, int]) -> str:
     """Return a panel's title, and its ways in their colours."""
     keys, x, y = [f'<text class="title" x="4" y="-44">{title}: loss in nats, lower is better</text>'], 4, -26
-    for index, way in enumerate(ways):
+    for way, colour in ways.items():
         if x + 20 + 7 * len(way) > WIDTH:
             x, y = 4, y + 16
-        keys.append(f'<g class="s{index % len(COLOURS)}"><text x="{x}" y="{y}">● {way}</text></g>')
+        keys.append(f'<g class="s{colour}"><text x="{x}" y="{y}">● {way}</text></g>')
         x += 20 + 7 * len(way)
     return "".join(keys)
 
