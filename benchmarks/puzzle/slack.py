@@ -33,6 +33,7 @@ def upgrades(
     limits = budgets.parse(given.budget)
     options, _ = pieces.pieces(facts, given, artifact.model.config.model_type, target.precision)
     priced = prices(given, limits, options, artifact, facts, target, context)
+    priced.spread(told["solution"][-1]["dense"])
     parent = _library.digest(artifact)
     cached = scoring.kept_in(artifact, parent, given, context)
     made = states.states_of(artifact, parent, options, given, cached)

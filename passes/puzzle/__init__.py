@@ -8,8 +8,9 @@ where score[i, j] is the distance KL(parent || parent with that part alone repla
 profile of the target, sizes and counts by arithmetic.  Options are shapes (the library's variants), on top of them
 codes and zeros of the linears: their scores come from the passes that make them, times the share of the weights that
 stay, and are added.  What is to become codes or zeros is written to the artifact's plan; `bits = "plan"` and
-`pattern = "plan"` make it.  A budget of times is met on the clock: the choice is built with random weights and timed
-beside the dense engine, and what sums of parts miss corrects the next choice.
+`pattern = "plan"` make it.  A budget of times is met on the clock: what the dense engine takes beyond the sum of its
+parts is spread over its weights, the choice is built with random weights and timed beside it, and what sums still miss
+corrects the next choice.
 
 Paper: Bercovich et al. 2024, Puzzle (arXiv 2411.19146), sections 3 and 4.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import profiles
@@ -22,6 +22,7 @@ from profiles import Base, Choice, Costs, NotMeasured, Time, _precision
 from profiles._costs import Phase
 from solvers import SUMS
 
+_READ = ("decode_ms", "request_ms")  # times of which reading weights is the most
 _SHOWN = 3  # of what a profile lacks
 _WHOLES = 6  # models that tell what sums of parts miss: few, for what is chosen is timed anyway
 
@@ -56,13 +57,38 @@ class Prices:
         self, costs: Costs, dense: Facts, facts: Facts, model_type: str, target: Target, *, kept: int, timed: bool
     ) -> None:
         self.costs, self.target, self.timed = costs, target, timed
-        self.base = self._told(profiles.base_of(facts, model_type))
-        parts = dense_choices(dense, model_type, target)
-        every = [self._told(profiles.base_of(dense, model_type)), *map(self._told, parts)]
-        self.dense = {cost: sum(each[cost] for each in every) for cost in self.base}
+        self.per_mib: dict[str, float] = {}  # ms by cost, beside what the parts take
+        self._outside = profiles.base_of(facts, model_type)
+        self._parts = [profiles.base_of(dense, model_type), *dense_choices(dense, model_type, target)]
         bytes_ = kept * _precision.BYTES[target.precision]
         sizes = {"parameters": kept, "bytes": bytes_, "weights_mib": bytes_ / 2**20}
         self.absent = {cost: float(sizes.get(cost, 0.0)) for cost in self.base}
+
+    @property
+    def base(self) -> dict[str, float]:
+        """What is outside the blocks costs."""
+        return self._told(self._outside)
+
+    @property
+    def dense(self) -> dict[str, float]:
+        """What the parts of the dense model cost together."""
+        every = [self._told(each) for each in self._parts]
+        return {cost: sum(each[cost] for each in every) for cost in every[0]}
+
+    def spread(self, measured: Mapping[str, float]) -> None:
+        """Spread what the dense model takes beyond the sum of its parts over its weights.
+
+        Few parts stay in a cache that a whole model does not fit into, and at decoding weights are read at the speed of
+        memory: so codes save more in a whole model than a profile of parts tells.  What is missed otherwise is left to
+        the loop on the clock.
+
+        Args:
+            measured: ms of the dense model, by cost.
+        """
+        self.per_mib = {}
+        told = self.dense
+        beyond = {cost: measured[cost] - told[cost] for cost in _READ if cost in measured and cost in told}
+        self.per_mib = {cost: ms / told["weights_mib"] for cost, ms in beyond.items() if ms > 0}
 
     def whole(self, cost: str) -> float:
         """Return what the dense model costs, of a cost or of a sum of some."""
@@ -74,6 +100,7 @@ class Prices:
 
     def _told(self, choice: Choice) -> dict[str, float]:
         found = {"kv_mib": 0.0, **self.costs.costs(choice, self.target)}  # encoders keep none
+        found |= {cost: found[cost] + ms * found["weights_mib"] for cost, ms in self.per_mib.items()}
         return {cost: value for cost, value in found.items() if self.timed or cost not in TIMES}
 
 

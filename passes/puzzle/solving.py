@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress import budgets, files, loading, registry
-from compress.budgets import Limit
+from compress.budgets import TIMES, Limit
 from compress.context import Context
 from compress.contracts import Exporter, Target
 from compress.errors import BadSettings
@@ -131,16 +132,17 @@ def choose(
     Raises:
         Infeasible: no choice keeps it; the message says the least that can be reached, and what sets it.
     """
-    dense = program.prices.dense
     if not (timed := any(limit.timed for limit in limits)) or (why := _untimed(program, target, context)):
         if timed:
             context.report.note(f"the budget's times are predicted, not measured: {why}")
-        return program.chosen(program.propose(budgets.absolute(limits, dense), {}))
+        return program.chosen(program.propose(budgets.absolute(limits, program.prices.dense), {}))
     times = [limit.cost for limit in limits if limit.timed]
     stand = Stand(task=task, target=target, costs=times, looks=settings.looks, context=context)
+    alone = stand.measure(stand.dense).engines[0]
+    program.prices.spread({cost: time.ms for cost in TIMES if (time := clock.time_of(alone, cost))})
     closed = loop.close(
         limits, program.propose, stand.measure, context.report,
-        dense=dense, tolerance=settings.tolerance, rounds=settings.rounds,
+        dense=program.prices.dense, tolerance=settings.tolerance, rounds=settings.rounds,
         learnt=before.closed.learnt if before and before.closed else None,
     )  # fmt: skip
     found = program.chosen(closed.proposal)
@@ -183,14 +185,18 @@ class Stand:
     looks: Sequence[int]
     context: Context
 
+    @functools.cached_property
+    def dense(self) -> Build:
+        """The dense model's."""
+        return Build(layout=loading.facts_of(self.context.model, self.task).layout)
+
     def measure(self, build: Build) -> Measurement:
-        """Return the times of the dense engine and of a build's, interleaved."""
+        """Return the times of the dense engine and of a build's, interleaved; of the dense one alone if it is that."""
         folder = self.context.folder / "engines"
         folder.mkdir(exist_ok=True)
         kept = folder / f"{_digest(build)}.json"
         if not kept.exists():
-            dense = Build(layout=loading.facts_of(self.context.model, self.task).layout)
-            engines = [self._engine(each, folder) for each in (dense, build)]
+            engines = [self._engine(each, folder) for each in (self.dense, *([build] if build != self.dense else []))]
             found = clock.timed(engines, self.target, self.context.report, self.costs, processes=self.looks)
             files.write_atomic(kept, found.model_dump_json(indent=2))
         return Measurement.model_validate_json(kept.read_text(encoding="utf-8"))

@@ -104,7 +104,8 @@ def test_single_upgrades_are_found_by_what_is_left(tmp_path: Path) -> None:
 
     def upgrades(room: float) -> list[Any]:
         figures = {"parameters": {"limit": room, "measured": 0.0}}
-        told = {"choice": [names], "solution": [{"score": 1.0}], "rounds": [{"score": 1.0, "figures": figures}]}
+        solution = [{"score": 1.0, "dense": {}}]
+        told = {"choice": [names], "solution": solution, "rounds": [{"score": 1.0, "figures": figures}]}
         return slack.upgrades(settings, opened(case), told, context)
 
     size = 3 * 256 * 768 + 256  # and the norm in front
