@@ -99,8 +99,7 @@ class _Loop:
             self._time(plan)
             plan = self._next() if self.timed and len(self.rounds) < self.most else None
         best = self._best() or min(self.rounds, key=lambda r: r.excess)
-        if not best.met:
-            count = len(self.rounds)
+        if not best.met and (count := len(self.rounds)) > 1:
             self.report.tell(f"not met in {count} rounds; the nearest plan is {best.excess:.1%} over its budget")
         learnt = Learnt(dense=self.dense, timings=self.timings, offsets=self.offsets)
         return Closed(rounds=tuple(self.rounds), best=best, learnt=learnt)

@@ -155,26 +155,26 @@ class Puzzle(Pass):
         def program(found: Offers) -> Program:
             return Program(facts=facts, offers=found, prices=priced, solver=solving.solver_of(given.solver))
 
-        def choice(found: Offers, before: Chosen | None = None) -> Chosen:
-            posed = program(found)
-            chosen = solving.choose(posed, limits, given, artifact.task, target, context, before)
-            telling.tell(chosen, posed, limits, target, context)
-            return chosen
+        def choice(found: Offers, before: Chosen | None = None, *, last: bool) -> Chosen:
+            rounds = given.rounds if last else 1  # what other scores will choose by need not be met
+            return solving.choose(program(found), limits, given, artifact.task, target, context, rounds, before)
 
-        chosen = choice(offers.alone(options, scores))
+        found = offers.alone(options, scores)
+        chosen = choice(found, last=not (given.rescore or given.refine))
         if given.rescore:
             judge = functools.partial(company.judged, artifact, made, options, given, kept)
 
             def again(found: Scores, first: Chosen = chosen) -> Sequence[Piece]:
                 return solving.again(program(offers.alone(options, found)), first)
 
-            settled = company.settled(chosen.pieces, scores, judge, again, given.rescore, context.report)
-            if settled is not scores:
-                scores, chosen = settled, choice(offers.alone(options, settled), chosen)
+            scores = company.settled(chosen.pieces, scores, judge, again, given.rescore, context.report)
+            found = offers.alone(options, scores)
+            chosen = choice(found, chosen, last=not given.refine)
         if given.refine:
             near = refining.shrunk(options, chosen.pieces)
             made, found = refining.refined(artifact, near, scores, given, kept, parent)
-            chosen = choice(found, chosen)
+            chosen = choice(found, chosen, last=True)
+        telling.tell(chosen, priced, limits, target, context)
         return _library.realise_(artifact, company.picks_of(chosen.pieces), made).after(
             plan=chosen.build.plan, library=None
         )

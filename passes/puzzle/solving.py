@@ -116,6 +116,7 @@ def choose(
     task: Task,
     target: Target,
     context: Context,
+    rounds: int,
     before: Chosen | None = None,
 ) -> Chosen:
     """Return the choice that keeps the budget: on the clock where a time is limited, else by arithmetic.
@@ -127,6 +128,7 @@ def choose(
         task: of the model.
         target: where it runs.
         context: the folder keeps what was timed.
+        rounds: choices to time at most.
         before: a choice by other scores, of which the clock taught something already.
 
     Raises:
@@ -142,7 +144,7 @@ def choose(
     program.prices.spread({cost: time.ms for cost in TIMES if (time := clock.time_of(alone, cost))})
     closed = loop.close(
         limits, program.propose, stand.measure, context.report,
-        dense=program.prices.dense, tolerance=settings.tolerance, rounds=settings.rounds,
+        dense=program.prices.dense, tolerance=settings.tolerance, rounds=rounds,
         learnt=before.closed.learnt if before and before.closed else None,
     )  # fmt: skip
     found = program.chosen(closed.proposal)

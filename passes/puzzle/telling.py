@@ -8,9 +8,10 @@ from compress.budgets import TIMES, Limit, amount
 from compress.context import Context
 from compress.contracts import Target
 from compress.sweep.clock import time_of
+from passes.puzzle.costs import Prices
 from passes.puzzle.pieces import Piece
 from passes.puzzle.scoring import Scores
-from passes.puzzle.solving import Chosen, Program
+from passes.puzzle.solving import Chosen
 
 _SHOWN = 6  # scores below 0 that are named
 
@@ -32,23 +33,23 @@ def tell_scores(scores: Scores, context: Context) -> None:
         )
 
 
-def tell(chosen: Chosen, program: Program, limits: Sequence[Limit], target: Target, context: Context) -> None:
+def tell(chosen: Chosen, prices: Prices, limits: Sequence[Limit], target: Target, context: Context) -> None:
     """Note the choice layer by layer, its score, and what it comes to; record the figures."""
     for line in table(chosen.pieces):
         context.report.note(line)
-    solution, costs = chosen.solution, program.prices.costs
-    dense = program.prices.dense | {each.cost: chosen.limits[each.cost] / each.share for each in limits if each.share}
+    solution = chosen.solution
+    dense = prices.dense | {each.cost: chosen.limits[each.cost] / each.share for each in limits if each.share}
     proof = "proven the least" if solution.proven else f"with a gap of {solution.gap:.3g}"
     context.report.note(f"its scores add up to {solution.score:.4g}, {proof} by {solution.solver.partition('/')[0]}")
-    rows = [row for cost in solution.totals if (row := _row(cost, chosen, program, limits))]
+    rows = [row for cost in solution.totals if (row := _row(cost, chosen, prices, limits))]
     context.report.tell(f"it comes to {'; '.join(rows)}, for target {target.name}")
     context.report.record("choice", {piece.slot: piece.name for piece in chosen.pieces})
     figures = {"score": solution.score, "gap": solution.gap, "bound": solution.bound, "seconds": solution.seconds}
-    prices = {"predicted": dict(solution.totals), "dense": dense, "slack": dict(solution.slack)}
-    context.report.record("solution", {**figures, **prices, "estimated": costs.estimated})
+    totals = {"predicted": dict(solution.totals), "dense": dense, "slack": dict(solution.slack)}
+    context.report.record("solution", {**figures, **totals, "estimated": prices.costs.estimated})
 
 
-def _row(cost: str, chosen: Chosen, program: Program, limits: Sequence[Limit]) -> str:
+def _row(cost: str, chosen: Chosen, prices: Prices, limits: Sequence[Limit]) -> str:
     """Return what a choice comes to in one cost, on the clock where it was taken.
 
     Nothing of times that are not limited, nor of keys where there are none.
@@ -56,9 +57,9 @@ def _row(cost: str, chosen: Chosen, program: Program, limits: Sequence[Limit]) -
     limit = next((limit for limit in limits if limit.cost == cost), None)
     if cost in TIMES and limit is None:
         return ""
-    value, whole, how = chosen.solution.totals[cost], program.prices.whole(cost), ""
+    value, whole, how = chosen.solution.totals[cost], prices.whole(cost), ""
     if cost in TIMES:
-        how = " estimated" if program.prices.costs.estimated else " predicted"
+        how = " estimated" if prices.costs.estimated else " predicted"
         engines = chosen.closed.best.measurement.engines if chosen.closed and chosen.closed.best.measurement else ()
         if engines and (times := [t.ms for e in engines if (t := time_of(e, cost))]):
             whole, value, how = times[0], times[-1], " measured"

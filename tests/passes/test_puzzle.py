@@ -675,7 +675,7 @@ def test_what_was_picked_is_trained_together(living: Tiny, source: Source, conte
     assert plugin.data_uses() == {"calibration", "training"}
     after = plugin.run(living(), context)
     plugin.ensures(living(), after)
-    _, second = context.report.measured["solution"]  # type: ignore[attr-defined]
+    (second,) = context.report.measured["solution"]  # type: ignore[attr-defined]
     assert second["predicted"]["weights_mib"] <= 0.75 * second["dense"]["weights_mib"]
     pairs = dict(context.report.measured["pairs"])  # type: ignore[attr-defined]
     assert second["score"] == pytest.approx(sum(v for k, v in pairs.items() if told(context, k)), rel=1e-6)
