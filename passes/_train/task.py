@@ -25,6 +25,8 @@ from passes._train.recipe import TURN, TrainSettings, draw, frozen, inputs_of
 Objective = Literal["lm", "kl", "both"]  # the task's own loss, the distance to the parent's outputs, their sum
 
 _HELD_OUT = 0.1  # of labelled examples, where the settings do not say
+_LOOKS = 10  # at what is held out, of a training
+_LEAST = 64  # examples that such a look judges by, where as many are held out
 
 
 class TaskSettings(TrainSettings):
@@ -179,7 +181,10 @@ def counted(batch: Mapping[str, Tensor], task: Task) -> Tensor | None:
 
 
 def split_of(artifact: Artifact, settings: TaskSettings, context: Context) -> tuple[list[int], list[int]]:
-    """Return which training examples are trained on, and which are held out: of a share above 0, one at least.
+    """Return which training examples are trained on, and which judge: of a held-out share above 0, one at least.
+
+    Of a large share a part judges, as many examples as are trained on from one look to the next, so that a short
+    training is not mostly judging.
 
     Raises:
         BadData: the share leaves nothing to train on.
@@ -191,7 +196,8 @@ def split_of(artifact: Artifact, settings: TaskSettings, context: Context) -> tu
         what = f"training: a share of {held_out:g} held out of {count} examples leaves none to train on"
         raise BadData(f"{what}; more data, another held_out or none would do")
     order = draw(0, count, count, context.seed)
-    return order[:split], order[split:]
+    judges = max(math.ceil(settings.steps / _LOOKS) * settings.batch, _LEAST)
+    return order[:split], order[split : split + judges]
 
 
 def split_on(

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from benchmarks._passes import context_of
 from compress.artifact import Artifact
 from compress.context import Context, QuietReport
-from compress.errors import Diverged, Tampered
+from compress.errors import BadData, Diverged, Tampered
 from passes._train import (
     Group,
+    TaskSettings,
     Trained,
     TrainSettings,
     batches_of,
@@ -30,6 +32,7 @@ from passes._train import (
     frozen,
     lr_factor,
     recomputed,
+    split_of,
     train_,
 )
 
@@ -381,3 +384,20 @@ def test_divergence_of_classes_values_and_embeddings() -> None:
     hidden, real = torch.stack([ours, theirs]).view(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
     wrong = divergence(2 * hidden, hidden, "embedding", real)
     torch.testing.assert_close(wrong, torch.tensor(1.0))
+
+
+@examples(max_examples=20, deadline=None)
+@given(st.integers(2, 400), st.floats(0.01, 0.9), st.integers(1, 200), st.integers(1, 16))
+def test_a_look_takes_what_is_trained_on_between_looks(count: int, share: float, steps: int, batch: int) -> None:
+    context = context_of(Path(), training=torch.arange(count * 4).view(count, 4) % 32)
+    artifact = SimpleNamespace(task="causal-lm", tokenizer=None)
+    given = TaskSettings(steps=steps, batch=batch, held_out=share)
+    if not (left := count - max(round(share * count), 1)):
+        with pytest.raises(BadData, match="leaves none to train on"):
+            split_of(artifact, given, context)  # type: ignore[arg-type]
+        return
+    rows, judges = split_of(artifact, given, context)  # type: ignore[arg-type]
+    assert len(rows) == left
+    assert not set(rows) & set(judges)
+    assert len(judges) == min(count - left, max(-(-steps // 10) * batch, 64))
+    assert set(judges) <= set(range(count))
