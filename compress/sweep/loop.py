@@ -162,7 +162,8 @@ class _Loop:
             self.own = {c: ms - plan.sums[c] for c, ms in times.items()}
             for cost, ms in times.items():
                 found = self.timings.setdefault(cost, [])
-                found.extend({(ms, plan.sums[cost])}.difference(found))
+                if (timing := (ms, plan.sums[cost])) not in found:  # an earlier loop may have timed the same plan
+                    found.append(timing)
         wanted = budgets.absolute(self.limits, self.dense)
         self.offsets = {c: self._missing(c, wanted[c], o) if c in wanted else o for c, o in self.own.items()}
         figures = {cost: self._figure(cost, limit, plan, measured) for cost, limit in wanted.items()}

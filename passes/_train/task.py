@@ -180,6 +180,11 @@ def counted(batch: Mapping[str, Tensor], task: Task) -> Tensor | None:
     return functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
 
 
+def look_every(steps: int) -> int:
+    """Return after how many steps of a training what is held out is looked at."""
+    return max(steps // _LOOKS, 1)
+
+
 def split_of(artifact: Artifact, settings: TaskSettings, context: Context) -> tuple[list[int], list[int]]:
     """Return which training examples are trained on, and which judge: of a held-out share above 0, one at least.
 

@@ -14,12 +14,10 @@ from compress.context import Context
 from compress.errors import BadModel
 from passes import _adapter, _masks
 from passes._adapter import Adapter
-from passes._train import Group, frozen, heads_of, recomputed, split_on, thaw_, train_
+from passes._train import Group, frozen, heads_of, look_every, recomputed, split_on, thaw_, train_
 from passes.dsee.plan import Chosen
 from passes.dsee.settings import DseeSettings
 from passes.dsee.support import support_of
-
-_VALIDATIONS = 10  # of a stage, at most
 
 
 def run_(artifact: Artifact, chosen: Chosen, settings: DseeSettings, context: Context) -> Artifact:
@@ -113,7 +111,7 @@ def tune_(
         name="retune" if pruned else "tune",
         curve="loss" if pruned else "tune_loss",
         validate=validate,
-        every=max(steps // _VALIDATIONS, 1),
+        every=look_every(steps),
         since=0 if pruned else 1,
     )
 

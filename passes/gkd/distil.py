@@ -24,6 +24,7 @@ from passes._train import (
     counted,
     divergence,
     frozen,
+    look_every,
     loss,
     mean_of,
     outputs_of,
@@ -34,8 +35,6 @@ from passes._train import (
     train_,
 )
 from passes.gkd.settings import GkdSettings
-
-_VALIDATIONS = 10
 
 Loss = Callable[[int], Tensor]
 
@@ -68,7 +67,7 @@ def distil_(artifact: Artifact, names: Collection[str], settings: GkdSettings, c
             settings,
             context,
             validate=judge,
-            every=max(settings.steps // _VALIDATIONS, 1),
+            every=look_every(settings.steps),
             team=team,
         )
     for step, value in done.validations:

@@ -17,12 +17,10 @@ from compress.grid import Grid
 from passes import _adapter, _blockwise
 from passes._blockwise import Way
 from passes._quant import Steps, finite
-from passes._train import Group, Teacher, frozen, parent_of, recomputed, split_on, thaw_, train_
+from passes._train import Group, Teacher, frozen, look_every, parent_of, recomputed, split_on, thaw_, train_
 from passes.l4q.expression import widths
 from passes.l4q.linear import Rounded, merge_
 from passes.l4q.settings import L4QSettings
-
-_VALIDATIONS = 10
 
 StepsOf = Callable[[Tensor, GridFact], Steps]
 
@@ -71,7 +69,7 @@ def _train_(
             settings,
             context,
             validate=judge,
-            every=max(settings.steps // _VALIDATIONS, 1),
+            every=look_every(settings.steps),
         )
     for step, value in done.validations:
         context.report.record("held_out_loss", [step, value])

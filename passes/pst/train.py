@@ -15,11 +15,9 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import CompressError
 from passes._masks import Rule
-from passes._train import Group, frozen, heads_of, recomputed, split_on, thaw_, train_
+from passes._train import Group, frozen, heads_of, look_every, recomputed, split_on, thaw_, train_
 from passes.pst.scored import Scored, masks_at
 from passes.pst.settings import PstSettings
-
-_VALIDATIONS = 10  # at the final sparsity, at most
 
 
 def run_(
@@ -52,7 +50,7 @@ def run_(
                 _aligned(settings),
                 context,
                 validate=validate if judge else None,
-                every=max((settings.steps - settings.settled) // _VALIDATIONS, 1),
+                every=look_every(settings.steps - settings.settled),
                 since=settings.settled,
             )
         for step, value in done.validations:

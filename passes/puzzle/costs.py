@@ -92,7 +92,8 @@ class Prices:
 
     def whole(self, cost: str) -> float:
         """Return what the dense model costs, of a cost or of a sum of some."""
-        return sum(self.dense[each] for each in SUMS.get(cost, (cost,)) if each in self.dense)
+        dense = self.dense
+        return sum(dense[each] for each in SUMS.get(cost, (cost,)) if each in dense)
 
     def of(self, piece: Piece) -> dict[str, float]:
         """Return what an option costs; next to nothing where the part is absent."""

@@ -14,14 +14,12 @@ from compress.artifact import Artifact
 from compress.context import Context
 from compress.errors import BadModel
 from passes import _adapter, _keeping, _masks
-from passes._train import Group, classifier, frozen, recomputed, split_on, thaw_, train_
+from passes._train import Group, classifier, frozen, look_every, recomputed, split_on, thaw_, train_
 from passes.recover.borrowed import Adaptive, Borrowed
 from passes.recover.chosen import Chosen
 from passes.recover.scaled import Scaled
 from passes.recover.settings import RecoverSettings
 from passes.recover.support import supports_of
-
-_VALIDATIONS = 10
 
 Loss = Callable[[int], Tensor]
 
@@ -60,7 +58,7 @@ def run_(artifact: Artifact, chosen: Chosen, settings: RecoverSettings, context:
             settings,
             context,
             validate=judge,
-            every=max(settings.steps // _VALIDATIONS, 1),
+            every=look_every(settings.steps),
             since=settings.steps - settings.settled + 1 if adaptive else 0,
             companion=adaptive,
         )

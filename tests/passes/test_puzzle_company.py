@@ -116,7 +116,7 @@ def test_what_was_judged_is_not_judged_again(
 ) -> None:
     bench = Bench(living, "llama", context_of())
     first = bench.judged(bench.picks(ffn_0="none"))
-    monkeypatch.setattr(_library, "module", None)
+    monkeypatch.setattr(_library, "assembled", None)
     assert bench.judged(bench.picks(ffn_0="none")) == first
 
 
