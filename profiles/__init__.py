@@ -18,7 +18,7 @@ from compress.contracts import Target
 from profiles._costs import Costs, NotMeasured, Prediction, Time, layout_choices
 from profiles._file import BadProfile, Profile, read
 from profiles._geometry import base_of, hidden_of, parts_of
-from profiles._machine import ForeignProfile, Machine, here, trust
+from profiles._machine import ForeignProfile, Machine, cached, here, trust
 from profiles._parts import Attention, Base, Choice, Ffn, Linear
 from profiles.roofline import Roofline, estimate, names
 
@@ -38,6 +38,7 @@ __all__ = [
     "Roofline",
     "Time",
     "base_of",
+    "cached",
     "estimate",
     "here",
     "hidden_of",
@@ -51,7 +52,12 @@ __all__ = [
 
 
 def open(
-    source: Path | str, target: Target, *, allow_foreign: bool = False, warnings: list[str] | None = None
+    source: Path | str,
+    target: Target,
+    *,
+    allow_foreign: bool = False,
+    warnings: list[str] | None = None,
+    parameters: int | None = None,
 ) -> Costs:
     """Return the costs that a file or a datasheet knows, for a target on this machine.
 
@@ -60,6 +66,8 @@ def open(
         target: what the engines are for.
         allow_foreign: whether a profile of another machine, runtime, version or options will do.
         warnings: receives what is to be told, such as that a profile is foreign or estimated.
+        parameters: of the dense model that it is for, where that is known: models that fit into the cache, and larger
+            ones, have profiles of their own.
 
     Raises:
         BadProfile: the file is none.
@@ -73,4 +81,9 @@ def open(
     profile = read(source)
     if warning := trust(profile.name, profile.machine, here(target), allow_foreign=allow_foreign):
         told.append(warning)
+    if parameters is not None and profile.document.taken.cached != cached(parameters, profile.machine):
+        those, this = ("fit", "does not") if profile.document.taken.cached else ("do not fit", "does")
+        told.append(
+            f"{profile.name}: holds times for models that {those} into the cache, and this one {this}: they are off"
+        )
     return profile

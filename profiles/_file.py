@@ -75,6 +75,7 @@ class Taken(_Record):
     clock_mhz: float | None = Field(None, description="mean clock of the cores, where the system tells")
     clock: str = Field("", description="what the clock counts")
     cache: str = Field("", description="what the cache holds when a run begins")
+    cached: bool = Field(True, description="whether the models that it is for fit into the cache")
     copies: tuple[int, ...] = Field((), description="depths between which a part's time is the slope")
     processes: int = Field(1, ge=1, description="fresh processes per measurement")
     seconds: float = Field(1.0, gt=0, description="aimed at, per phase and process")

@@ -11,8 +11,10 @@ from compress.errors import UserFault
 from compress.hosts import Host
 from compress.installed import RUNTIMES
 from profiles import _probe
+from profiles._precision import BYTES
 from profiles._probe import NOT_INSTALLED
 
+_CACHE_MIB = 64.0  # where none is told: more than most have
 _SESSION = {"inter_op_threads": "1", "session.intra_op.allow_spinning": "0"}
 OPTIONS = {  # by runtime, as `compress.bench` opens engines
     "onnxruntime": _SESSION,
@@ -36,6 +38,7 @@ class Machine(BaseModel):
     features: tuple[str, ...] = Field((), description="instruction sets of the processor that kernels choose by")
     cores: int = Field(ge=1, description="cores of the processor")
     memory_mib: float = Field(gt=0, description="of the device")
+    cache_mib: float | None = Field(None, gt=0, description="the largest cache of a core, where the system tells")
     driver: str | None = Field(None, description="of the GPU")
     system: str = Field(description="the operating system")
     runtime: str = Field(description="that loads the engines")
@@ -43,6 +46,20 @@ class Machine(BaseModel):
     options: dict[str, str] = Field({}, description="of the runtime")
     threads: int = Field(ge=1, description="of one operator")
     precision: str = Field("fp32", description="floating-point type of the graph")
+
+
+def cached(parameters: int, machine: Machine) -> bool:
+    """Tell whether the weights of a dense model fit into the cache of a machine.
+
+    Those that do not are read from memory for every token, at a fraction of the speed.  A few copies of a part would
+    stay in the cache all the same, so that a profile for such models keeps them from it.
+    """
+    return parameters * BYTES[machine.precision] <= cache_of(machine)
+
+
+def cache_of(machine: Machine) -> float:
+    """Return the bytes of a machine's cache, as good as they are known."""
+    return (machine.cache_mib or _CACHE_MIB) * 2**20
 
 
 def here(target: Target, host: Host | None = None) -> Machine:

@@ -27,6 +27,7 @@ class Plan:
         base: what stands outside the blocks.
         block: the parts of the model's first block, of which the reference engine and those of the base are made.
         blocks: of the model.
+        parameters: of the model.
         requests: batch and prompt of each, the target's first.
     """
 
@@ -35,6 +36,7 @@ class Plan:
     base: Choice
     block: tuple[Choice, ...]
     blocks: int
+    parameters: int
     requests: tuple[tuple[int, int], ...]
 
     @property
@@ -66,6 +68,7 @@ def plan(wanted: Wanted) -> Plan:
     requests = dict.fromkeys([(wanted.target.batch, wanted.target.prompt), *wanted.requests])
     return Plan(
         config=config, choices=tuple(dict.fromkeys(choices)), base=base_of(facts, family), blocks=facts.blocks,
+        parameters=facts.parameters,
         block=tuple(Choice(part=p, precision=floats) for p in first), requests=tuple(requests),
     )  # fmt: skip
 

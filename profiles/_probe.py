@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 NOT_INSTALLED = "not installed"
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ISA = re.compile(r"avx.*|amx_.*|f16c|fma|sse4_2|asimd.*|sve.*|i8mm|bf16|fphp")
 
 
@@ -47,6 +48,7 @@ def _processor() -> dict[str, Any]:
         "model": model[1] if model else platform.machine(),
         "features": sorted(f for f in (flags[1].split() if flags else ()) if _ISA.fullmatch(f)),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20,
+        "cache_mib": _cache_mib(),
     }
 
 
@@ -60,6 +62,13 @@ def _gpu() -> dict[str, Any]:
         return {"fault": f"device 'cuda': nvidia-smi says: {' '.join(done.stdout.split()) or 'nothing'}"}
     name, memory, driver = (t.strip() for t in done.stdout.splitlines()[0].split(","))
     return {"model": name, "memory_mib": float(memory), "driver": driver}
+
+
+def _cache_mib() -> float | None:
+    """Return the MiB of the largest cache that a core reads through, None where the system does not tell."""
+    sizes = [path.read_text(encoding="utf-8").strip() for path in _CACHES.glob("index*/size")]
+    units = {"K": 2**-10, "M": 1.0}
+    return max((float(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=None)
 
 
 def _cpuinfo() -> str:

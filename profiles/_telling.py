@@ -57,7 +57,8 @@ def _about(profile: Profile) -> list[str]:
         f"{machine.runtime} {machine.version}, {machine.threads} threads, {machine.precision}, taken {taken.date}, "
         f"load {' to '.join(f'{load:.1f}' for load in taken.load) if taken.load else 'unknown'}",
         f"{taken.clock or 'no clock'}, slopes between {', '.join(map(str, taken.copies))} copies, "
-        f"{taken.processes} processes; ms with half the 95 % interval",
+        f"{taken.processes} processes, for models that {'' if taken.cached else 'do not '}fit into the cache; "
+        "ms with half the 95 % interval",
     ]
 
 

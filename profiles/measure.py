@@ -2,10 +2,12 @@
 
 Every shape is exported once, by the exporter of the target's runtime, with random weights; engines of N and 2N copies
 are stacked of it and timed in fresh processes, in turns with a reference engine (`compress.bench`), so that a busy
-machine bends nothing.  The slope between the depths is the part's time; what is left of the whole model without blocks
-is the base; and whole models of random parts, timed at several times, tell what sums of parts miss, and how far the
-same machine strays from itself.  A time that is negative, or not sure, is measured again for longer: what stays
-doubtful is flagged, and what takes no time at all fails.
+machine bends nothing.  Behind its parts every engine has a head that takes from them what cache they would not have in
+a whole model: where that does not fit into the largest cache, twice as much, so that parts are timed from memory.  The
+slope between the depths is the part's time; what is left of the whole model without blocks is the base; and whole
+models of random parts, timed at several times, tell what sums of parts miss, and how far the same machine strays from
+itself.  A time that is negative, or not sure, is measured again for longer: what stays doubtful is flagged, and what
+takes no time at all fails.
 
 The file is written after every run of the clock; taken again, a profile is gone on with where it stopped, and what it
 holds is not measured twice.
@@ -72,7 +74,7 @@ class Measure(Profiler):
 
         plan = _planning.plan(wanted)
         with _reached(wanted) as host:
-            self._take(wanted, plan, _taking.new_document(wanted, host), path, host, report)
+            self._take(wanted, plan, _taking.new_document(wanted, plan, host), path, host, report)
         return self.lines(path)
 
     def _take(
@@ -83,6 +85,7 @@ class Measure(Profiler):
         if path.exists():
             old = _file.read(path)
             trust(old.name, old.machine, document.machine, allow_foreign=False)
+            _check_cached(old, document)
             copies = tuple(sorted({*old.document.taken.copies, *wanted.copies}))
             taken = old.document.taken.model_copy(update={"copies": copies})
             document = old.document.model_copy(update={"taken": taken})
@@ -193,6 +196,17 @@ def _work(session: Session, jobs: Sequence[Job], report: Report) -> None:
             bar.advance()
     if failed:
         raise Unmeasurable("\n".join(failed))
+
+
+def _check_cached(old: Profile, wanted: Document) -> None:
+    """Raise BadSettings for a profile of models that fit into the cache where one does not, or the reverse."""
+    if old.document.taken.cached != wanted.taken.cached:
+        held, new = ("do" if d.taken.cached else "do not" for d in (old.document, wanted))
+        raise BadSettings(
+            f"{old.name}: holds times for models that {held} fit into the cache, and this is one of those that {new}; "
+            "name another file",
+            key="output",
+        )
 
 
 def _drift(profile: Profile, choice: Choice, request: Request, session: Session) -> list[str]:

@@ -138,7 +138,7 @@ def prices(
         parts = [*(c for p in every if (c := p.choice)), *dense_choices(dense, model_type, target)]
         parts += [profiles.base_of(f, model_type) for f in (facts, dense)]
         layout = tuple(dict.fromkeys((*dense.layout, *(bare(p.variant.config, p.variant.part) for p in every))))
-        costs = _opened(settings, tuple(dict.fromkeys(parts)), layout, artifact, target, context)
+        costs = _opened(settings, tuple(dict.fromkeys(parts)), layout, artifact, dense, target, context)
     kept = 0 if tree.norm_first(artifact.model) else _norm(facts)
     return Prices(costs, dense, facts, model_type, target, kept=kept, timed=timed)
 
@@ -160,17 +160,18 @@ def _opened(
     needed: Sequence[Choice],
     layout: tuple[BlockConfig, ...],
     artifact: Artifact,
+    dense: Facts,
     target: Target,
     context: Context,
 ) -> Costs:
     """Return costs that hold all that is needed; `layout` is of blocks with those parts."""
     warnings: list[str] = []
     if settings.profile:
-        found = profiles.open(settings.profile, target, warnings=warnings)
+        found = profiles.open(settings.profile, target, warnings=warnings, parameters=dense.parameters)
         if missing := lacking(found, needed, target):
             raise BadSettings(_offer(settings, missing, target), key="profile")
     else:
-        path = _kept(target, context)
+        path = _kept(dense.parameters, target, context)
         if not path.exists() or lacking(profiles.open(path, target), needed, target):
             profiler().take(_wanted(settings, layout, artifact, target, context), path, context.report)
         found = profiles.open(path, target, warnings=warnings)
@@ -193,12 +194,13 @@ def lacking(costs: Costs, needed: Iterable[Choice], target: Target) -> list[Choi
     return [choice for choice in needed if not known(choice)]
 
 
-def _kept(target: Target, context: Context) -> Path:
-    """Return the file of what was measured for targets like this one, on this machine."""
-    machine = profiles.here(target).model_dump(mode="json")
+def _kept(parameters: int, target: Target, context: Context) -> Path:
+    """Return the file of what was measured on this machine, for targets like this one and models about as large."""
+    machine = profiles.here(target)
+    known = {**machine.model_dump(mode="json"), "cached": profiles.cached(parameters, machine)}
     folder = (context.cache or context.folder) / "profiles"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{target.device}-{files.digest_of(machine)[:12]}.json"
+    return folder / f"{target.device}-{files.digest_of(known)[:12]}.json"
 
 
 def _wanted(

@@ -531,7 +531,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> list[Build]:
         built.append(build)
         return measurement(taken(Build(layout=facts.layout)), taken(build))
 
-    def opened(source: Any, target: Target, warnings: list[str] | None = None) -> Roofline:
+    def opened(source: Any, target: Target, **_: Any) -> Roofline:
         return Measured(sheet=sheet.sheet, threads=sheet.threads, floats=sheet.floats)
 
     monkeypatch.setattr(solving.Stand, "measure", measure)

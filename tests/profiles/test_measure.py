@@ -14,7 +14,7 @@ from compress.contracts import Target
 from compress.errors import BadModel, BadSettings
 from compress.measure import Measurement
 from compress.profiling import Wanted, profiler
-from profiles import Attention, Base, Choice, Ffn, ForeignProfile, NotMeasured, _planning, _taking
+from profiles import Attention, Base, Choice, Ffn, ForeignProfile, NotMeasured, _planning, _probe, _taking
 from profiles._slopes import Unmeasurable
 from profiles.measure import Measure
 
@@ -22,6 +22,9 @@ WANTED = Wanted(
     model="demo", target=Target(prompt=16, generate=4), neurons=(64,), kv_heads=(1,), models=6, processes=1,
     precisions=("fp32", "int4-g32"),
 )  # fmt: skip
+
+
+MEMORY = 3.0  # times as slow as a cache
 
 
 class Shop:
@@ -44,6 +47,7 @@ class Clock:
         self.calls: list[int] = []
         self.slow, self.interaction, self.flip = 1.0, 1.0, 0
         self.negative: set[str] = set()
+        self.cache = float("inf")  # MiB
 
     def part(self, choice: Choice, phase: str) -> float:
         size = choice.part.weights / 1e5 * (0.5 if choice.precision != "fp32" else 1.0)
@@ -57,6 +61,8 @@ class Clock:
         picks = [Choice.model_validate(c) for c in card["parts"]]
         kinds = {c.part for c in picks}
         total = sum(-0.1 * self.part(c, phase) if c.part.part in self.negative else self.part(c, phase) for c in picks)
+        if sum(c.bytes_with(4) for c in picks) + (card["vocabulary"] or 251) * 256 * 4 > self.cache * 2**20:
+            total *= MEMORY
         return (
             self.base(card["vocabulary"], phase)
             + total * (self.interaction if len(kinds) > 2 else 1.0)
@@ -173,6 +179,54 @@ def test_another_request_or_shape_adds_to_a_profile(clock: Clock, tmp_path: Path
         before.time(narrow, "decode", 1, 16)
     for choice in before.choices:
         assert after.time(choice, "prefill", 1, 16) == before.time(choice, "prefill", 1, 16)
+
+
+@pytest.mark.parametrize(("cache", "slow"), [(64.0, 1.0), (8.0, MEMORY)])
+def test_parts_are_timed_where_the_weights_of_a_whole_model_are(
+    cache: float, slow: float, clock: Clock, tmp_path: Path, quiet: Any, monkeypatch: Any
+) -> None:
+    """The demo model has 22 MiB; 8 copies of its attention 6, and engines of 4 would fit into a cache of 8 MiB."""
+    clock.cache = cache
+    machine = profiles.here(WANTED.target).model_copy(update={"cache_mib": cache})
+    monkeypatch.setattr(_taking, "here", lambda *_: machine)
+    path = tmp_path / "p.json"
+    Measure().take(WANTED, path, quiet)
+    profile = profiles.read(path)
+    for choice in profile.choices:
+        if not isinstance(choice.part, Base):
+            told, truth = profile.time(choice, "decode", 1, 16).ms, 1.1 * slow * clock.part(choice, "decode")
+            assert told == pytest.approx(truth, rel=1e-6)
+    assert profile.document.taken.cached is (slow == 1)
+    for parameters in (10**6, 10**8):
+        warnings: list[str] = []
+        profiles.open(path, WANTED.target, parameters=parameters, warnings=warnings)
+        fitting = ["they are off"] if (parameters == 10**6) != (slow == 1) else []
+        assert [line[-12:] for line in warnings] == fitting
+
+    other = machine.model_copy(update={"cache_mib": 72.0 - cache})
+    monkeypatch.setattr(_taking, "here", lambda *_: other)
+    before = path.read_bytes()
+    with pytest.raises(
+        BadSettings, match=r"p\.json: holds times for models that do.* fit into the cache, and this is one"
+    ):
+        Measure().take(WANTED, path, quiet)
+    assert path.read_bytes() == before
+
+
+def test_a_cache_that_no_system_tells_is_taken_for_a_large_one() -> None:
+    machine = profiles.here(WANTED.target).model_copy(update={"cache_mib": None})
+    assert profiles.cached(2**24, machine)  # 64 MiB
+    assert not profiles.cached(2**24 + 1, machine)
+    assert profiles.cached(2**25, machine.model_copy(update={"precision": "fp16"}))
+
+
+def test_the_largest_cache_is_read_from_the_system(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(_probe, "_CACHES", tmp_path)
+    assert _probe.probe("cpu", ())["cache_mib"] is None
+    for index, size in enumerate(("32K", "2M", "1536K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert _probe.probe("cpu", ())["cache_mib"] == 2.0
 
 
 def test_what_takes_no_time_is_measured_again_and_fails_by_name(clock: Clock, tmp_path: Path, quiet: Any) -> None:
