@@ -97,13 +97,13 @@ class Costs(ABC):
 
     def _costs(self, choice: Choice, target: Target, lines: dict[Phase, Line]) -> dict[str, float]:
         part, floats = choice.part, _precision.BYTES[target.precision]
-        found: dict[str, float] = {}
+        size = choice.bytes_with(floats)
+        mib, found = size / 2**20, dict[str, float]()
         for phase, line in lines.items():
             time = self.time(choice, phase, target.batch, target.prompt).ms
-            found[f"{phase}_ms"] = line.at(time) if isinstance(part, Base) else line.slope * time
+            found[f"{phase}_ms"] = (line.at if isinstance(part, Base) else line.of)(time, mib)
         found["request_ms"] = found["prefill_ms"] + target.generate * found.get("decode_ms", 0.0)
-        size = choice.bytes_with(floats)
-        found["weights_mib"] = size / 2**20
+        found["weights_mib"] = mib
         if "decode_ms" in found:
             tokens = target.batch * (target.prompt + target.generate)
             found["kv_mib"] = keys_of(choice) * tokens * floats / 2**20
@@ -118,6 +118,7 @@ class Costs(ABC):
             target: the request.
         """
         every = [base, *picks]
+        mib = sum(choice.bytes_with(_precision.BYTES[target.precision]) for choice in every) / 2**20
         found: dict[str, Prediction] = {}
         total = margin = 0.0
         fitted = True
@@ -127,7 +128,8 @@ class Costs(ABC):
             summed = sum(t.ms for t in times)
             # What is measured errs either way; arithmetic errs the same way throughout.
             alike = 1.0 if self.estimated else 2.0
-            ms, half = line.at(summed), line.margin(summed, sum(t.spread**alike for t in times) ** (1 / alike))
+            spread = sum(t.spread**alike for t in times) ** (1 / alike)
+            ms, half = line.at(summed, mib), line.margin(summed, spread, mib)
             found[f"{phase}_ms"] = self._prediction(ms, half, line.residual is not None)
             share = 1 if phase == "prefill" else target.generate
             total, margin, fitted = total + share * ms, margin + share * half, fitted and line.residual is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from profiles._costs import Costs, NotMeasured, Phase, Time
 from profiles._fit import Line, between, drifting, fit
 from profiles._machine import Machine
 from profiles._parts import Base, Choice
+from profiles._precision import BYTES
 
 FORMAT: Literal[1] = 1
 KIND: Literal["latency profile"] = "latency profile"
@@ -154,20 +156,27 @@ class Profile(Costs):
 
     @cached_property
     def _lines(self) -> dict[tuple[Phase, int], dict[int, Line]]:
-        points: dict[tuple[Phase, int, int], list[tuple[float, float, int]]] = defaultdict(list)
+        points: dict[tuple[Phase, int, int], list[tuple[float, float, int, float]]] = defaultdict(list)
         for whole in self.document.wholes:
             every, seen = [self.document.parts[i].choice for i in whole.parts], Counter[tuple[Phase, int, int]]()
+            mib = sum(choice.bytes_with(BYTES[self.machine.precision]) for choice in every) / 2**20
             for t in whole.times:
                 known = [self._times[c].get((t.phase, t.batch), {}).get(t.length) for c in every]
                 if all(known):
-                    points[t.key].append((sum(k.ms for k in known if k), t.ms, seen[t.key]))
+                    points[t.key].append((sum(k.ms for k in known if k), t.ms, seen[t.key], mib))
                 seen[t.key] += 1
         found: dict[tuple[Phase, int], dict[int, Line]] = defaultdict(dict)
         for phase in dict.fromkeys(key[0] for key in points):
-            lines = {key: fit(*zip(*some, strict=True)) for key, some in points.items() if key[0] == phase}
+            lines = {key: self._fitted(phase, some) for key, some in points.items() if key[0] == phase}
             for (_, batch, length), line in drifting(lines).items():
                 found[phase, batch][length] = line
         return found
+
+    def _fitted(self, phase: Phase, points: Sequence[tuple[float, float, int, float]]) -> Line:
+        """Return the line through sums, times, takes and MiB of whole models."""
+        sums, measured, takes, weights = zip(*points, strict=True)
+        from_memory = phase == "decode" and not self.document.taken.cached  # a prompt's tokens share what is read
+        return fit(sums, measured, takes, weights if from_memory else None)
 
     def time(self, choice: Choice, phase: Phase, batch: int, length: int) -> Time:
         """Return a part's time; between two measured lengths, the one on the line through them."""

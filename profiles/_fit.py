@@ -5,6 +5,10 @@ The line is fitted to relative errors, since times differ by orders of magnitude
 residual standard deviation of `n` wholes, a new whole lies within `t(n - 2) r sqrt(1 + h)` of its prediction, `h` being
 its leverage (a prediction interval of ordinary least squares).
 
+Where weights do not stay in a cache, what is missed is the time that reading them from memory takes: then `b` is 1, and
+the line `m - s = a + c w` is fitted instead, `w` being the weights in MiB.  Codes so save more of a whole model's time
+than parts of a few copies, which stay in the cache, can tell.
+
 Wholes that were taken at `K` times tell besides how far all of them move together from one time to another: with `v`
 the variance of the means of takes, over several lines that have it in common, another time is within
 `t(f) sqrt(v (1 + 1/K))`, `f` being the sum of `K - 1` over the lines.  It is added in squares.
@@ -28,11 +32,12 @@ FEWEST = 5  # wholes, for a line that means something
 
 @dataclass(frozen=True)
 class Line:
-    """`ms = intercept + slope * sum`, exact where nothing was fitted.
+    """`ms = intercept + slope * sum + per_mib * weights`, the sum itself where nothing was fitted.
 
     Attributes:
         intercept: in ms.
         slope: how much of a part's own time a whole feels.
+        per_mib: ms that each MiB of weights takes beside.
         residual: relative standard deviation of the wholes around the line; None where nothing was fitted.
         count: how many wholes.
         takes: mean relative residual at each time.
@@ -41,60 +46,77 @@ class Line:
 
     intercept: float = 0.0
     slope: float = 1.0
+    per_mib: float = 0.0
     residual: float | None = None
     count: int = 0
     takes: tuple[float, ...] = ()
     drift: float = 0.0
     _inverse: NDArray[np.floating[Any]] | None = field(default=None, repr=False, compare=False)
 
-    def at(self, total: float) -> float:
-        """Return the prediction for summed parts, in ms."""
-        return self.intercept + self.slope * total
+    def at(self, total: float, mib: float = 0.0) -> float:
+        """Return the prediction for summed parts, in ms, and the MiB of their weights."""
+        return self.intercept + self.of(total, mib)
 
-    def margin(self, total: float, spread: float) -> float:
+    def of(self, ms: float, mib: float) -> float:
+        """Return what a part adds to a whole, from its own time and the MiB of its weights."""
+        return self.slope * ms + self.per_mib * mib
+
+    def margin(self, total: float, spread: float, mib: float = 0.0) -> float:
         """Return the half width of the 95 % interval around a prediction, in ms.
 
         Args:
             total: of the summed parts, in ms.
             spread: of that sum, in ms, which alone counts where nothing was fitted.
+            mib: of their weights.
         """
         if self.residual is None or self._inverse is None:
             return spread
-        predicted = self.at(total)
-        row = np.array([1.0, total]) / predicted
+        predicted = self.at(total, mib)
+        row = np.array([1.0, mib if self.per_mib else total]) / predicted
         leverage = float(row @ self._inverse @ row)
         own = student(self.count - 2) * self.residual * math.sqrt(1 + leverage)
         return abs(predicted) * math.hypot(own, self.drift)
 
 
-def fit(sums: Sequence[float], measured: Sequence[float], takes: Sequence[int] | None = None) -> Line:
+def fit(
+    sums: Sequence[float],
+    measured: Sequence[float],
+    takes: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+) -> Line:
     """Return the line from summed parts to measured wholes, both in ms; none where the wholes are too few or alike.
 
     Args:
         sums: of each whole's parts; several takes of a whole have the same.
         measured: what it took.
         takes: at which time that was, counted from 0; all at one unless given.
+        weights: MiB of each, where they are read from memory.
     """
     s, m = np.array(sums, dtype=np.float64), np.array(measured, dtype=np.float64)
     when = np.zeros(len(m), dtype=np.int64) if takes is None else np.array(takes)
     count = int(np.bincount(when).max()) if len(m) else 0  # wholes: a second take of one is no other whole
-    if count < FEWEST or np.ptp(s) < 0.05 * s.mean():
+    x, known = (s, np.zeros_like(s)) if weights is None else (np.array(weights, dtype=np.float64), s)
+    if count < FEWEST or np.ptp(x) < 0.05 * x.mean():
         return Line()
-    rows = np.stack([1 / m, s / m], axis=1)
-    (a, b), *_ = np.linalg.lstsq(rows, np.ones(len(m)), rcond=None)
-    rest = 1 - rows @ np.array([a, b])
+    rows, missed = np.stack([1 / m, x / m], axis=1), (m - known) / m
+    (a, b), *_ = np.linalg.lstsq(rows, missed, rcond=None)
+    if weights is not None and b <= 0:
+        return fit(sums, measured, takes)  # memory is no slower than the cache, as far as the clock can tell
+    rest = missed - rows @ np.array([a, b])
     shifts = np.array([rest[when == k].mean() for k in np.unique(when)])
     own = rest - shifts[np.unique(when, return_inverse=True)[1]]
     residual = float(np.sqrt((own**2).mean() * count / (count - 2)))
     inverse = np.linalg.inv(rows.T @ rows) * len(m) / count
-    return Line(float(a), float(b), residual, count, tuple(shifts.tolist()), _inverse=inverse)
+    slope, per_mib = (float(b), 0.0) if weights is None else (1.0, float(b))
+    return Line(float(a), slope, per_mib, residual, count, tuple(shifts.tolist()), _inverse=inverse)
 
 
 def between(low: Line, high: Line, share: float) -> Line:
     """Return the line at a share of the way from one to another."""
-    mixed = [(1 - share) * x + share * y for x, y in ((low.intercept, high.intercept), (low.slope, high.slope))]
+    names = ("intercept", "slope", "per_mib")
+    mixed = {n: (1 - share) * getattr(low, n) + share * getattr(high, n) for n in names}
     worst = max((low, high), key=lambda line: line.residual or 0.0)
-    return replace(worst, intercept=mixed[0], slope=mixed[1], drift=max(low.drift, high.drift))
+    return replace(worst, **mixed, drift=max(low.drift, high.drift))
 
 
 def drifting(lines: Mapping[K, Line]) -> dict[K, Line]:

@@ -51,15 +51,10 @@ class Machine(BaseModel):
 def cached(parameters: int, machine: Machine) -> bool:
     """Tell whether the weights of a dense model fit into the cache of a machine.
 
-    Those that do not are read from memory for every token, at a fraction of the speed.  A few copies of a part would
-    stay in the cache all the same, so that a profile for such models keeps them from it.
+    Those that do not are read from memory for every token that is decoded, while the few copies of a part by which it
+    is timed stay in the cache: so profiles for such models charge for each MiB (`profiles._fit`).
     """
-    return parameters * BYTES[machine.precision] <= cache_of(machine)
-
-
-def cache_of(machine: Machine) -> float:
-    """Return the bytes of a machine's cache, as good as they are known."""
-    return (machine.cache_mib or _CACHE_MIB) * 2**20
+    return parameters * BYTES[machine.precision] <= (machine.cache_mib or _CACHE_MIB) * 2**20
 
 
 def here(target: Target, host: Host | None = None) -> Machine:

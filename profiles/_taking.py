@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,19 +18,18 @@ from compress.profiling import Wanted
 from profiles._build import Workshop
 from profiles._costs import Phase
 from profiles._file import Document, Measured, Taken, Timing, Whole, write
-from profiles._machine import cache_of, cached, here
+from profiles._machine import cached, here
 from profiles._parts import Choice
 from profiles._planning import Plan
-from profiles._precision import BYTES
 from profiles._probe import clock_mhz
 from profiles._slopes import Found, Unmeasurable, plain, through
 from profiles._whole import Wholesale
 
 AT_ONCE = 3  # parts that are timed in one run of the clock
 HEAD = 2**20  # weights behind parts: enough to take the caches of a core from them, as any head does in a whole model
-BEYOND = 2  # times the largest cache: a head that takes this one from them too, where a whole model would
 ATTEMPTS = 3  # each with twice the time of the last
 _STACKED = ("onnxruntime",)  # runtimes that open graphs, of which any block can be stacked on any
+_BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
 
 
 class Session:
@@ -56,15 +54,8 @@ class Session:
         every = (*plan.block, *plan.choices)
         made = Workshop if wanted.target.runtime in _STACKED else Wholesale
         self._workshop = made(plan.config, wanted.task, every, wanted.target, scratch / "trace", wanted.seed)
-        self._head = self._tokens()
+        self._head = min(plan.vocabulary, HEAD // plan.base.part.hidden)
         self._reference = self.engine(plan.block * wanted.copies[0])
-
-    def _tokens(self) -> int:
-        """Return the vocabulary of engines of parts, whose head leaves them what cache they have in a whole model."""
-        hidden, machine = self.plan.base.part.hidden, self.document.machine
-        if self.document.taken.cached:
-            return min(self.plan.vocabulary, HEAD // hidden)
-        return int(BEYOND * cache_of(machine) / BYTES[machine.precision] / hidden)
 
     def engine(self, order: Sequence[Choice], vocabulary: int | None = None) -> Path:
         """Return the engine of some parts, built once; with a small head unless a vocabulary is given."""
@@ -135,12 +126,11 @@ class Session:
     def measure_base(self, request: tuple[int, int]) -> None:
         """Measure what is left of the model when its blocks are thought away."""
         block, vocabulary = self.plan.block, self.plan.vocabulary
-        depths = self._depths()
-        folders = [self.engine(block * depth, vocabulary) for depth in depths]
+        folders = [self.engine(block * depth, vocabulary) for depth in _BASE_DEPTHS]
         for attempt in range(ATTEMPTS):
             run = self.run(request, folders, attempt)
             times = {
-                phase: through(depths, clocked, self.scale(request, phase, run))[1]
+                phase: through(_BASE_DEPTHS, clocked, self.scale(request, phase, run))[1]
                 for phase, clocked in _phases(run.engines[1:]).items()
             }
             if all(t.sound for t in times.values()):
@@ -148,19 +138,6 @@ class Session:
         if not all(t.ms > 0 for t in times.values()):
             raise Unmeasurable(f"{self.plan.base}: takes no time beside its blocks; give more --seconds")
         self.keep(self.plan.base, request, times)
-
-    def _depths(self) -> tuple[int, int]:
-        """Return of how many blocks the engines of the base are: few, so that what is left without any is known well.
-
-        One and two, unless weights are to be read from memory, of which they then need enough.
-        """
-        fewest = 1
-        if not self.document.taken.cached:
-            floats, wanted = BYTES[self.document.machine.precision], BEYOND * cache_of(self.document.machine)
-            own = sum(choice.bytes_with(floats) for choice in self.plan.block)
-            missing = wanted - self.plan.base.bytes_with(floats)
-            fewest = min(max(1, math.ceil(missing / own)), self.plan.blocks)
-        return fewest, 2 * fewest
 
     def measure_wholes(self, request: tuple[int, int], models: Sequence[tuple[Choice, ...]]) -> None:
         """Measure whole models of several parts."""

@@ -73,9 +73,10 @@ def _line_lines(profile: Profile, keys: Sequence[tuple[Phase, int, int]]) -> lis
     for phase, batch, length in keys:
         line = profile.line(phase, batch, length)
         if line.residual is not None:
+            memory = f" and {line.per_mib:.3g} ms for each MiB" if line.per_mib else ""
             found.append(
                 f"  whole models, {phase} {batch} x {length}: {line.intercept:+.3g} ms, {line.slope:.3g} times the sum "
-                f"of their parts, {line.residual:.1%} off ({line.count} models)"
+                f"of their parts{memory}, {line.residual:.1%} off ({line.count} models)"
                 f"{f', at another time up to {line.drift:.1%} together' if line.drift else ''}"
             )
     return found or ["  whole models: too few measured to tell what sums of parts miss"]

@@ -2,12 +2,10 @@
 
 Every shape is exported once, by the exporter of the target's runtime, with random weights; engines of N and 2N copies
 are stacked of it and timed in fresh processes, in turns with a reference engine (`compress.bench`), so that a busy
-machine bends nothing.  Behind its parts every engine has a head that takes from them what cache they would not have in
-a whole model: where that does not fit into the largest cache, twice as much, so that parts are timed from memory.  The
-slope between the depths is the part's time; what is left of the whole model without blocks is the base; and whole
-models of random parts, timed at several times, tell what sums of parts miss, and how far the same machine strays from
-itself.  A time that is negative, or not sure, is measured again for longer: what stays doubtful is flagged, and what
-takes no time at all fails.
+machine bends nothing.  The slope between the depths is the part's time; what is left of the whole model without blocks
+is the base; and whole models of random parts, timed at several times, tell what sums of parts miss, and how far the
+same machine strays from itself.  A time that is negative, or not sure, is measured again for longer: what stays
+doubtful is flagged, and what takes no time at all fails.
 
 The file is written after every run of the clock; taken again, a profile is gone on with where it stopped, and what it
 holds is not measured twice.

@@ -60,6 +60,23 @@ def test_a_line_is_found_again_and_minimises_relative_errors() -> None:
     assert (middle.intercept, middle.slope) == pytest.approx((0.5, 1.35))
 
 
+def test_weights_read_from_memory_are_charged_by_the_mib_unless_memory_is_as_fast_as_the_cache() -> None:
+    sums, weights = np.array([1.0, 1.5, 2.0, 2.2, 3.0, 4.0]), np.array([20.0, 50.0, 30.0, 90.0, 40.0, 60.0])
+    line = fit(list(sums), list(0.4 + sums + 0.05 * weights), weights=list(weights))
+    assert (line.intercept, line.slope, line.per_mib) == pytest.approx((0.4, 1.0, 0.05))
+    assert line.at(2.5, 10.0) == pytest.approx(3.4)
+    assert line.of(2.5, 10.0) == pytest.approx(3.0)
+    noise = np.random.default_rng(0).normal(0, 0.02, 6)
+    noisy = fit(list(sums), list((0.4 + sums + 0.05 * weights) * (1 + noise)), weights=list(weights))
+    assert noisy.margin(2.0, 0.0, 300.0) > noisy.margin(2.0, 0.0, 50.0) > 0  # far from what was fitted
+
+    faster = list(0.4 + sums - 0.001 * weights)
+    assert fit(list(sums), faster, weights=list(weights)).per_mib == 0
+    assert fit(list(sums), faster, weights=list(weights)).slope == fit(list(sums), faster).slope
+    middle = between(fit(list(sums), list(sums)), line, 0.5)
+    assert (middle.slope, middle.per_mib) == pytest.approx((1.0, 0.025))
+
+
 def test_too_few_or_too_equal_wholes_fit_nothing() -> None:
     assert fit([1, 2, 3, 4], [1, 2, 3, 4]).residual is None
     assert fit([2.0, 2.0, 2.01, 2.0, 2.0], [1, 2, 3, 4, 5]).residual is None

@@ -24,9 +24,6 @@ WANTED = Wanted(
 )  # fmt: skip
 
 
-MEMORY = 3.0  # times as slow as a cache
-
-
 class Shop:
     """Engines that are nothing but the order of their parts."""
 
@@ -47,7 +44,7 @@ class Clock:
         self.calls: list[int] = []
         self.slow, self.interaction, self.flip = 1.0, 1.0, 0
         self.negative: set[str] = set()
-        self.cache = float("inf")  # MiB
+        self.per_mib = 0.0  # of weights of engines with the model's own head, at decoding: others stay in the cache
 
     def part(self, choice: Choice, phase: str) -> float:
         size = choice.part.weights / 1e5 * (0.5 if choice.precision != "fp32" else 1.0)
@@ -56,16 +53,19 @@ class Clock:
     def base(self, vocabulary: int | None, phase: str) -> float:
         return ((vocabulary or 251) / 1e3 + 0.2) * {"prefill": 4, "decode": 1}[phase]
 
+    def memory(self, picks: Sequence[Choice], vocabulary: int | None, phase: str) -> float:
+        charged = phase == "decode" and vocabulary == 4096
+        return self.per_mib * sum(c.bytes_with(4) for c in picks) / 2**20 if charged else 0.0
+
     def whole(self, folder: Path, phase: str) -> float:
         card = json.loads((folder / "order.json").read_text())
         picks = [Choice.model_validate(c) for c in card["parts"]]
         kinds = {c.part for c in picks}
         total = sum(-0.1 * self.part(c, phase) if c.part.part in self.negative else self.part(c, phase) for c in picks)
-        if sum(c.bytes_with(4) for c in picks) + (card["vocabulary"] or 251) * 256 * 4 > self.cache * 2**20:
-            total *= MEMORY
         return (
             self.base(card["vocabulary"], phase)
             + total * (self.interaction if len(kinds) > 2 else 1.0)
+            + self.memory(picks, card["vocabulary"], phase)
             + 50.0 * bool(self.negative)
         )
 
@@ -181,28 +181,34 @@ def test_another_request_or_shape_adds_to_a_profile(clock: Clock, tmp_path: Path
         assert after.time(choice, "prefill", 1, 16) == before.time(choice, "prefill", 1, 16)
 
 
-@pytest.mark.parametrize(("cache", "slow"), [(64.0, 1.0), (8.0, MEMORY)])
-def test_parts_are_timed_where_the_weights_of_a_whole_model_are(
-    cache: float, slow: float, clock: Clock, tmp_path: Path, quiet: Any, monkeypatch: Any
+@pytest.mark.parametrize("cache", [64.0, 8.0])
+def test_weights_that_leave_the_cache_are_charged_by_the_mib(
+    cache: float, clock: Clock, tmp_path: Path, quiet: Any, monkeypatch: Any
 ) -> None:
-    """The demo model has 22 MiB; 8 copies of its attention 6, and engines of 4 would fit into a cache of 8 MiB."""
-    clock.cache = cache
+    """The demo model has 22 MiB, so that it fits into the first cache only; parts are timed within it in any case."""
+    clock.per_mib = 0.25 if cache < 22 else 0.0
+    monkeypatch.setattr(_taking, "HEAD", 2**19)  # engines of parts have half the model's vocabulary
     machine = profiles.here(WANTED.target).model_copy(update={"cache_mib": cache})
     monkeypatch.setattr(_taking, "here", lambda *_: machine)
     path = tmp_path / "p.json"
     Measure().take(WANTED, path, quiet)
     profile = profiles.read(path)
-    for choice in profile.choices:
-        if not isinstance(choice.part, Base):
-            told, truth = profile.time(choice, "decode", 1, 16).ms, 1.1 * slow * clock.part(choice, "decode")
-            assert told == pytest.approx(truth, rel=1e-6)
-    assert profile.document.taken.cached is (slow == 1)
+    assert profile.document.taken.cached is (cache > 22)
+    line = profile.line("decode", 1, 16)
+    assert (line.slope, line.per_mib) == pytest.approx((1.0, 1.1 * clock.per_mib), rel=1e-6, abs=1e-9)
+    assert profile.line("prefill", 1, 16).per_mib == 0
+    for picks in _planning.wholes(_planning.plan(WANTED), 5, 1):
+        parts = sum(clock.part(c, "decode") for c in picks) + clock.memory(picks, 4096, "decode")
+        truth = 1.1 * (clock.base(4096, "decode") + parts)
+        assert profile.predict(picks, profile.base, WANTED.target)["decode_ms"].ms == pytest.approx(truth, rel=1e-6)
+        summed = [profile.costs(choice, WANTED.target)["decode_ms"] for choice in (profile.base, *picks)]
+        assert sum(summed) == pytest.approx(truth, rel=1e-6)
+    assert ("ms for each MiB" in "\n".join(Measure().lines(path))) is (cache < 22)
+
     for parameters in (10**6, 10**8):
         warnings: list[str] = []
         profiles.open(path, WANTED.target, parameters=parameters, warnings=warnings)
-        fitting = ["they are off"] if (parameters == 10**6) != (slow == 1) else []
-        assert [line[-12:] for line in warnings] == fitting
-
+        assert [line[-12:] for line in warnings] == ["they are off"] * ((parameters == 10**6) != (cache > 22))
     other = machine.model_copy(update={"cache_mib": 72.0 - cache})
     monkeypatch.setattr(_taking, "here", lambda *_: other)
     before = path.read_bytes()
