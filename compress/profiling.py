@@ -53,8 +53,8 @@ class Wanted:
     patterns: tuple[str, ...] = ("dense",)
     copies: tuple[int, ...] = (4, 8)
     models: int = 8
-    processes: int = 4
-    seconds: float = 1.0
+    processes: int = 8
+    seconds: float = 0.5
     seed: int = 0
     host: str = ""
     python: str = "python3"

@@ -27,7 +27,7 @@ from profiles._whole import Wholesale
 
 AT_ONCE = 3  # parts that are timed in one run of the clock
 HEAD = 2**20  # weights behind parts: enough to take the caches of a core from them, as any head does in a whole model
-ATTEMPTS = 3  # each with twice the time of the last
+ATTEMPTS = 3  # each in twice the processes of the last: what differs is process from process, not run from run
 _STACKED = ("onnxruntime",)  # runtimes that open graphs, of which any block can be stacked on any
 _BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
 
@@ -65,9 +65,9 @@ class Session:
         return self._built[key]
 
     def run(self, request: tuple[int, int], folders: Sequence[Path], attempt: int = 0) -> Measurement:
-        """Time engines beside the reference, on a request, the longer the later the attempt."""
+        """Time engines beside the reference, on a request, in the more processes the later the attempt."""
         target = self.target(request)
-        options = {"processes": self.wanted.processes, "seconds": self.wanted.seconds * 2**attempt, "host": self._host}
+        options = {"processes": self.wanted.processes * 2**attempt, "seconds": self.wanted.seconds, "host": self._host}
         found = measure.measure([self._reference, *folders], target, **options)
         load, taken = found.load_average, self.document.taken
         seen = (load, *(taken.load or ()))
@@ -99,7 +99,7 @@ class Session:
         told = {
             c: ", ".join(f"{p} {t.ms:.2g} ms, give or take {t.half:.2g}" for p, t in found[c].items()) for c in left
         }
-        return [f"{c}: one more copy takes no time ({t}); give more --copies or --seconds" for c, t in told.items()]
+        return [f"{c}: one more copy takes no time ({t}); give more --copies or --processes" for c, t in told.items()]
 
     def holds(self, request: tuple[int, int], picks: Sequence[Choice]) -> bool:
         """Tell whether all parts of a whole model are in the profile, for a request."""
@@ -136,7 +136,7 @@ class Session:
             if all(t.sound for t in times.values()):
                 break
         if not all(t.ms > 0 for t in times.values()):
-            raise Unmeasurable(f"{self.plan.base}: takes no time beside its blocks; give more --seconds")
+            raise Unmeasurable(f"{self.plan.base}: takes no time beside its blocks; give more --processes")
         self.keep(self.plan.base, request, times)
 
     def measure_wholes(self, request: tuple[int, int], models: Sequence[tuple[Choice, ...]]) -> None:

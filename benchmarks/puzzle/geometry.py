@@ -34,14 +34,15 @@ MODELS = {
     "0.5 B": HALF_BILLION,
 }  # fmt: skip
 CODES = "int4-g32"
+SECONDS = 1.0  # of the clock, for each engine in each phase and process
 NEEDED = 6  # whole models that tell the profile what sums of parts miss
 
 
-def run(results: Results, work: Path, names: tuple[str, ...], seconds: float) -> None:
+def run(results: Results, work: Path, names: tuple[str, ...]) -> None:
     """Measure the geometries that are not measured yet; a killed profile goes on."""
     for name in names:
         if (key := f"geometry/{name}") not in results.rows:
-            results.add({"key": key, "name": name, **measured(name, work / name.replace(" ", "-"), seconds)})
+            results.add({"key": key, "name": name, **measured(name, work / name.replace(" ", "-"))})
             print(f"{key}: done", flush=True)
 
 
@@ -67,7 +68,7 @@ def parts(build: Build, model_type: str, hidden: int) -> list[Choice]:
     return [Choice(part=part, precision=CODES if isinstance(part, Ffn) else TARGET.precision) for part in every]
 
 
-def measured(name: str, work: Path, seconds: float) -> Row:
+def measured(name: str, work: Path) -> Row:
     """Return what was promised and what was measured of a build, prefill and decode."""
     model = work / "model"
     if not model.exists():
@@ -77,7 +78,7 @@ def measured(name: str, work: Path, seconds: float) -> Row:
     build, profile = mixed(facts), work / "profile.json"
     wanted = Wanted(
         model=str(model), target=TARGET, layouts=(build.layout,), precisions=(TARGET.precision, CODES),
-        models=NEEDED, seconds=seconds,
+        models=NEEDED,
     )  # fmt: skip
     profiler().take(wanted, profile, QuietReport())
     costs, base, hidden = profiles.open(profile, TARGET), profiles.base_of(facts, given), profiles.hidden_of(facts)
@@ -90,6 +91,6 @@ def measured(name: str, work: Path, seconds: float) -> Row:
             profiler().engine(str(model), "causal-lm", each, TARGET, Path(scratch) / folder)
             for folder, each in (("dense", Build(layout=facts.layout)), ("mixed", build))
         ]
-        clock = measure(engines, TARGET, seconds=max(seconds, 1.0))
+        clock = measure(engines, TARGET, seconds=SECONDS)
     dense, child = (times(e) for e in clock.engines)
     return {"promised": found, "dense": dense, "mixed": child, "flags": clock.flags, "load": clock.load_average}

@@ -84,7 +84,7 @@ def work(case: Path, folder: Path, plan: Plan, path: Path, only: Collection[str]
     if missing := next((f for f in made.values() if not f.exists()), None):
         raise UserFault(f"{missing}: is gone, though {path} tells of it; give another --results, or another --work")
     timing.run(results, made, plan.processes)
-    geometry.run(results, folder, plan.geometries, plan.seconds)
+    geometry.run(results, folder, plan.geometries)
 
 
 def attempt(make: Callable[[Cell, making.Place], Row], place: making.Place, cell: Cell) -> Row:

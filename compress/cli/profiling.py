@@ -41,9 +41,9 @@ def _numbers(name: str, what: str) -> Callable[[Callable[..., Any]], Callable[..
 @_numbers("--batch", "Sequences at once beside the target's")
 @click.option("--copies", default="4,8", show_default=True, help="Depths between which a part's time is the slope.")
 @click.option("--models", type=click.IntRange(min=0), default=8, show_default=True, help="Whole models for intervals.")
-@click.option("--processes", type=click.IntRange(min=1), default=4, show_default=True, help="Per measurement.")
+@click.option("--processes", type=click.IntRange(min=1), default=8, show_default=True, help="Per measurement.")
 @click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Per phase and process."
+    "--seconds", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True, help="Per phase and process."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and whole models.")
 @click.option("--on", "host", default="", metavar="USER@HOST", help="Time the engines there, over ssh.")

@@ -24,7 +24,7 @@ from solvers import SUMS
 
 _READ = ("decode_ms", "request_ms")  # times of which reading weights is the most
 _SHOWN = 3  # of what a profile lacks
-_WHOLES = 6  # models that tell what sums of parts miss: few, for what is chosen is timed anyway
+_WHOLES, _PROCESSES = 6, 4  # models that tell what sums of parts miss: few, for what is chosen is timed anyway
 
 
 class Sizes(Costs):
@@ -215,7 +215,8 @@ def _wanted(
     return Wanted(
         model=context.model, task=artifact.task, target=target, layouts=(layout,), seed=context.seed,
         precisions=tuple(dict.fromkeys([target.precision, *settings.precisions])),
-        patterns=tuple(dict.fromkeys([DENSE, *settings.patterns])), models=_WHOLES, seconds=settings.seconds,
+        patterns=tuple(dict.fromkeys([DENSE, *settings.patterns])), models=_WHOLES, processes=_PROCESSES,
+        seconds=settings.seconds,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class PuzzleSettings(SpaceSettings):
         "1 %, or there are no more",
     )
     seconds: float = Field(
-        1.0, gt=0, description="where parts are measured here: to aim at, for each phase in each process"
+        0.3, gt=0, description="where parts are measured here: to aim at, for each phase in each process"
     )
     rescore: int = Field(
         2,
