@@ -15,6 +15,7 @@ from profiles._geometry import base_of, hidden_of, parse, parts_of
 from profiles._parts import Attention, Base, Choice, Ffn, Linear, Part
 
 _DEEPEST = 8  # blocks of a whole model: enough to tell what sums miss, and quickly measured
+_ROOM = 512 * 2**20  # bytes up to which it may be deeper, and so as large as models that it is to tell of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,10 @@ def wholes(plan: Plan, count: int, seed: int) -> list[tuple[Choice, ...]]:
     """
     rng, found = random.Random(seed), []
     attention, ffn = ([c for c in plan.choices if _stands(c.part, place)] for place in ("attention", "ffn"))
-    kinds = sorted({k for c in plan.choices if (k := _kernels(c))})
+    kinds, deepest = sorted({k for c in plan.choices if (k := _kernels(c))}), _deepest(plan)
     for _ in range(count):
         kernels = rng.choice(kinds) if kinds else None  # one engine multiplies all its codes by one kind of kernels
-        depth = rng.randint(2, max(2, min(plan.blocks, _DEEPEST)))
+        depth = rng.randint(2, max(2, deepest))
         picks: list[Choice] = []
         for _ in range(depth):
             missing = rng.choice(("attention", "ffn", "", "", ""))
@@ -93,6 +94,13 @@ def wholes(plan: Plan, count: int, seed: int) -> list[tuple[Choice, ...]]:
                     picks.append(rng.choice(fitting))
         found.append(tuple(picks) or plan.block)
     return found
+
+
+def _deepest(plan: Plan) -> int:
+    """Return of how many blocks whole models are at most."""
+    floats = _precision.BYTES[plan.block[0].precision]
+    base, block = plan.base.bytes_with(floats), sum(c.bytes_with(floats) for c in plan.block)
+    return min(plan.blocks, max(_DEEPEST, (_ROOM - base) // block))
 
 
 def _stands(part: Part, place: str) -> bool:

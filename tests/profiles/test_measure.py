@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,16 @@ def test_random_wholes_are_the_same_for_one_seed_and_never_mix_kernels() -> None
         kinds = {c.precision.endswith("-exact") for c in picks if c.precision != "fp32"}
         assert len(kinds) <= 1
     assert {type(c.part) for picks in many for c in picks} == {Attention, Ffn}
+
+
+@pytest.mark.parametrize(("blocks", "room", "deepest"), [(6, 2**30, 6), (40, 2**30, 40), (40, 0, 8)])
+def test_whole_models_are_as_deep_as_the_model_where_there_is_room(
+    blocks: int, room: int, deepest: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(_planning, "_ROOM", room)
+    plan = replace(_planning.plan(Wanted(model="demo", target=Target(prompt=16, generate=4))), blocks=blocks)
+    longest = max(len(picks) for picks in _planning.wholes(plan, 400, 0))  # some blocks have one part, most have two
+    assert 1.7 * deepest <= longest <= 2 * deepest
 
 
 def test_a_pipeline_tells_model_target_shapes_and_codes(tmp_path: Path) -> None:
