@@ -55,6 +55,14 @@ def through(depths: Sequence[int], phases: Sequence[Phase], reference_ms: float)
     return Found(slope, halves[0], runs, flags), Found(float(ends @ ms), halves[1], runs, flags)
 
 
+def pooled(first: Found, second: Found) -> Found:
+    """Return what two measurements of one figure come to, each counting as much as it has runs."""
+    runs = first.runs + second.runs
+    a, b = first.runs / runs, second.runs / runs
+    half = float(np.hypot(a * first.half, b * second.half))
+    return Found(a * first.ms + b * second.ms, half, runs, tuple(dict.fromkeys((*first.flags, *second.flags))))
+
+
 def plain(phase: Phase, reference_ms: float) -> Found:
     """Return a whole engine's time on the reference's scale."""
     half = (phase.ratio_high - phase.ratio_low) / 2 * reference_ms

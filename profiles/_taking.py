@@ -22,12 +22,12 @@ from profiles._machine import cached, here
 from profiles._parts import Choice
 from profiles._planning import Plan
 from profiles._probe import clock_mhz
-from profiles._slopes import Found, Unmeasurable, plain, through
+from profiles._slopes import Found, Unmeasurable, plain, pooled, through
 from profiles._whole import Wholesale
 
 AT_ONCE = 3  # parts that are timed in one run of the clock
 HEAD = 2**20  # weights behind parts: enough to take the caches of a core from them, as any head does in a whole model
-ATTEMPTS = 3  # each in twice the processes of the last: what differs is process from process, not run from run
+ATTEMPTS = 3  # each in other processes, for engines differ from process to process; what was found before counts too
 _STACKED = ("onnxruntime",)  # runtimes that open graphs, of which any block can be stacked on any
 _BASE_DEPTHS = (1, 2)  # the fewer blocks, the better what is left without any is known
 
@@ -64,11 +64,12 @@ class Session:
             self._built[key] = self._workshop.build(order, self._scratch / f"e{next(self._numbers)}", key[1])
         return self._built[key]
 
-    def run(self, request: tuple[int, int], folders: Sequence[Path], attempt: int = 0) -> Measurement:
-        """Time engines beside the reference, on a request, in the more processes the later the attempt."""
-        target = self.target(request)
-        options = {"processes": self.wanted.processes * 2**attempt, "seconds": self.wanted.seconds, "host": self._host}
-        found = measure.measure([self._reference, *folders], target, **options)
+    def run(self, request: tuple[int, int], folders: Sequence[Path]) -> Measurement:
+        """Time engines beside the reference, on a request."""
+        wanted, engines = self.wanted, [self._reference, *folders]
+        found = measure.measure(
+            engines, self.target(request), processes=wanted.processes, seconds=wanted.seconds, host=self._host
+        )
         load, taken = found.load_average, self.document.taken
         seen = (load, *(taken.load or ()))
         span = (min(seen), max(seen))
@@ -85,11 +86,11 @@ class Session:
         Returns:
             A line for each part that took no time even then; it is not written.
         """
-        left = list(choices)
+        left, found = list(choices), dict[Choice, dict[Phase, Found]]()
         for attempt in range(ATTEMPTS):
-            found = self.slopes(request, left, attempt)
             last = attempt == ATTEMPTS - 1
-            for choice, times in found.items():
+            for choice, now in self.slopes(request, left).items():
+                times = found[choice] = _pooled(found.get(choice, {}), now)
                 sound = all(t.sound for t in times.values())
                 if sound or (last and all(t.ms > 0 for t in times.values())):
                     self.keep(choice, request, times)
@@ -107,12 +108,12 @@ class Session:
         return {self.plan.base, *picks} <= held
 
     def slopes(
-        self, request: tuple[int, int], choices: Sequence[Choice], attempt: int = 0, *, anew: bool = False
+        self, request: tuple[int, int], choices: Sequence[Choice], *, anew: bool = False
     ) -> dict[Choice, dict[Phase, Found]]:
         """Return what one more copy of each part takes; `anew` forgets what the reference took before."""
         depths = self.wanted.copies
         folders = [self.engine((c,) * depth) for c in choices for depth in depths]
-        run = self.run(request, folders, attempt)
+        run = self.run(request, folders)
         found: dict[Choice, dict[Phase, Found]] = {}
         for k, choice in enumerate(choices):
             engines = run.engines[1 + k * len(depths) :][: len(depths)]
@@ -127,12 +128,14 @@ class Session:
         """Measure what is left of the model when its blocks are thought away."""
         block, vocabulary = self.plan.block, self.plan.vocabulary
         folders = [self.engine(block * depth, vocabulary) for depth in _BASE_DEPTHS]
-        for attempt in range(ATTEMPTS):
-            run = self.run(request, folders, attempt)
-            times = {
+        times: dict[Phase, Found] = {}
+        for _ in range(ATTEMPTS):
+            run = self.run(request, folders)
+            now = {
                 phase: through(_BASE_DEPTHS, clocked, self.scale(request, phase, run))[1]
                 for phase, clocked in _phases(run.engines[1:]).items()
             }
+            times = _pooled(times, now)
             if all(t.sound for t in times.values()):
                 break
         if not all(t.ms > 0 for t in times.values()):
@@ -190,6 +193,11 @@ class Session:
 
     def _change_(self, **changes: Any) -> None:
         self.document = Document.model_validate({**dict(self.document), **changes})
+
+
+def _pooled(before: Mapping[Phase, Found], now: Mapping[Phase, Found]) -> dict[Phase, Found]:
+    """Return the times of all attempts so far."""
+    return {phase: pooled(before[phase], found) if phase in before else found for phase, found in now.items()}
 
 
 def _phases(engines: Sequence[Figures]) -> dict[Phase, list[Clocked]]:

@@ -4,8 +4,8 @@ Every shape is exported once, by the exporter of the target's runtime, with rand
 are stacked of it and timed in fresh processes, in turns with a reference engine (`compress.bench`), so that a busy
 machine bends nothing.  The slope between the depths is the part's time; what is left of the whole model without blocks
 is the base; and whole models of random parts, timed at several times, tell what sums of parts miss, and how far the
-same machine strays from itself.  A time that is negative, or not sure, is measured again in more processes: what
-stays doubtful is flagged, and what takes no time at all fails.
+same machine strays from itself.  A time that is negative, or not sure, is measured again in other processes, and all
+that was found counts: what stays doubtful is flagged, and what takes no time at all fails.
 
 The file is written after every run of the clock; taken again, a profile is gone on with where it stopped, and what it
 holds is not measured twice.

@@ -7,7 +7,7 @@ import pytest
 
 from compress.measure import Phase
 from profiles._fit import between, drifting, fit
-from profiles._slopes import plain, through
+from profiles._slopes import Found, plain, pooled, through
 
 
 def _phase(ratio: float, half: float = 0.0, flags: tuple[str, ...] = ()) -> Phase:
@@ -58,6 +58,16 @@ def test_a_line_is_found_again_and_minimises_relative_errors() -> None:
     assert all(loss(found.intercept + da, found.slope + db) > best for da in (-0.01, 0, 0.01) for db in (-0.01, 0.01))
     middle = between(line, fit(list(sums), list(0.8 + 1.5 * sums)), 0.25)
     assert (middle.intercept, middle.slope) == pytest.approx((0.5, 1.35))
+
+
+def test_attempts_are_pooled_by_their_runs() -> None:
+    first, second = Found(1.0, 0.3, 10, ("a",)), Found(2.0, 0.1, 30, ("a", "b"))
+    found = pooled(first, second)
+    assert (found.ms, found.runs, found.flags) == (1.75, 40, ("a", "b"))
+    assert found.half == pytest.approx((0.075**2 + 0.075**2) ** 0.5)
+    assert pooled(second, first).ms == found.ms
+    assert not first.sound
+    assert pooled(first, Found(1.0, 0.3, 10)).sound  # ± 0.21
 
 
 def test_weights_read_from_memory_are_charged_by_the_mib_unless_memory_is_as_fast_as_the_cache() -> None:

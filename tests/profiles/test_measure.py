@@ -43,7 +43,6 @@ class Clock:
 
     def __init__(self) -> None:
         self.calls: list[int] = []
-        self.processes: list[int] = []
         self.slow, self.interaction, self.flip = 1.0, 1.0, 0
         self.negative: set[str] = set()
         self.per_mib = 0.0  # of weights of engines with the model's own head, at decoding: others stay in the cache
@@ -73,7 +72,6 @@ class Clock:
 
     def __call__(self, folders: Sequence[Path], target: Target, report: Any = None, **options: Any) -> Measurement:
         self.calls.append(len(folders))
-        self.processes.append(options["processes"])
         self.slow *= 1.1  # the machine gets slower and slower; ratios to the reference do not
         engines = []
         for folder in folders:
@@ -247,7 +245,6 @@ def test_what_takes_no_time_is_measured_again_and_fails_by_name(clock: Clock, tm
     assert all(t.ms > 0 for p in kept.document.parts for t in p.times)
     assert {type(c.part) for c in kept.choices} <= {Attention, Base}
     assert clock.calls.count(1 + 2 * 2) >= 2  # those alone again
-    assert set(clock.processes) == {1, 2, 4}  # in more processes each time
 
 
 def test_a_profile_of_another_machine_is_not_gone_on_with(clock: Clock, tmp_path: Path, quiet: Any) -> None:
