@@ -52,6 +52,7 @@ class Line:
     takes: tuple[float, ...] = ()
     drift: float = 0.0
     _inverse: NDArray[np.floating[Any]] | None = field(default=None, repr=False, compare=False)
+    _by_mib: bool = field(default=False, repr=False, compare=False)  # whether it was fitted to weights, not to sums
 
     def at(self, total: float, mib: float = 0.0) -> float:
         """Return the prediction for summed parts, in ms, and the MiB of their weights."""
@@ -72,7 +73,7 @@ class Line:
         if self.residual is None or self._inverse is None:
             return spread
         predicted = self.at(total, mib)
-        row = np.array([1.0, mib if self.per_mib else total]) / predicted
+        row = np.array([1.0, mib if self._by_mib else total]) / predicted
         leverage = float(row @ self._inverse @ row)
         own = student(self.count - 2) * self.residual * math.sqrt(1 + leverage)
         return abs(predicted) * math.hypot(own, self.drift)
@@ -107,8 +108,8 @@ def fit(
     own = rest - shifts[np.unique(when, return_inverse=True)[1]]
     residual = float(np.sqrt((own**2).mean() * count / (count - 2)))
     inverse = np.linalg.inv(rows.T @ rows) * len(m) / count
-    slope, per_mib = (float(b), 0.0) if weights is None else (1.0, float(b))
-    return Line(float(a), slope, per_mib, residual, count, tuple(shifts.tolist()), _inverse=inverse)
+    line = Line(float(a), residual=residual, count=count, takes=tuple(shifts.tolist()), _inverse=inverse)
+    return replace(line, slope=float(b)) if weights is None else replace(line, per_mib=float(b), _by_mib=True)
 
 
 def between(low: Line, high: Line, share: float) -> Line:
