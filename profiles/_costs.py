@@ -118,7 +118,7 @@ class Costs(ABC):
             target: the request.
         """
         every = [base, *picks]
-        mib = sum(choice.bytes_with(_precision.BYTES[target.precision]) for choice in every) / 2**20
+        mib = mib_of(every, target.precision)
         found: dict[str, Prediction] = {}
         total = margin = 0.0
         fitted = True
@@ -138,6 +138,11 @@ class Costs(ABC):
 
     def _prediction(self, ms: float, margin: float, fitted: bool) -> Prediction:
         return Prediction(ms, max(ms - margin, 0.0), ms + margin, fitted, self.estimated)
+
+
+def mib_of(choices: Iterable[Choice], precision: str) -> float:
+    """Return the MiB of the weights of parts, in an engine of some floats."""
+    return sum(choice.bytes_with(_precision.BYTES[precision]) for choice in choices) / 2**20
 
 
 def keys_of(choice: Choice) -> int:

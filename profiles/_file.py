@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from compress import files
 from compress.errors import UserFault
-from profiles._costs import Costs, NotMeasured, Phase, Time
+from profiles._costs import Costs, NotMeasured, Phase, Time, mib_of
 from profiles._fit import Line, between, drifting, fit
 from profiles._machine import Machine
 from profiles._parts import Base, Choice
-from profiles._precision import BYTES
 
 FORMAT: Literal[1] = 1
 KIND: Literal["latency profile"] = "latency profile"
@@ -159,7 +158,7 @@ class Profile(Costs):
         points: dict[tuple[Phase, int, int], list[tuple[float, float, int, float]]] = defaultdict(list)
         for whole in self.document.wholes:
             every, seen = [self.document.parts[i].choice for i in whole.parts], Counter[tuple[Phase, int, int]]()
-            mib = sum(choice.bytes_with(BYTES[self.machine.precision]) for choice in every) / 2**20
+            mib = mib_of(every, self.machine.precision)
             for t in whole.times:
                 known = [self._times[c].get((t.phase, t.batch), {}).get(t.length) for c in every]
                 if all(known):
